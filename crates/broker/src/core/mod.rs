@@ -1,0 +1,4 @@
+//! The broker's decisions: pure, without a clock, a task, a file or a process.
+
+pub(crate) mod admission;
+pub(crate) mod versions;

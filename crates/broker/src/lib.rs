@@ -1,0 +1,10 @@
+//! The process broker: everything behind `brokerd` and `brokerctl`.
+//!
+//! Dependencies point one way: the bins call `daemon` and `ctl`, `daemon` drives `core` and performs its effects through
+//! `process`, `net` and `services`. `core` is pure and knows none of them.
+
+mod config;
+mod core;
+mod net;
+mod process;
+mod services;
