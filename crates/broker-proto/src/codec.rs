@@ -1,0 +1,73 @@
+//! Messages to bytes and back: bincode 2 behind this one file.
+//!
+//! A frame is a `u32` little-endian length and a body of that many bytes; the body is bincode's `config::standard()`
+//! (little endian, variable-length integers), through serde. Trailing bytes are an error.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::frame::{FRAME_MAX, LENGTH_BYTES};
+
+/// A body that claims a longer text or list than a frame can hold is refused before memory is set aside for it.
+type Configuration = bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<FRAME_MAX>,
+>;
+
+const CONFIGURATION: Configuration = bincode::config::standard().with_limit::<FRAME_MAX>();
+
+/// Why a message cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The message is longer than a frame may be.
+    #[error("message of {length} bytes, the limit is {FRAME_MAX}")]
+    TooLong {
+        /// Length of the body in bytes.
+        length: usize,
+    },
+    /// The body is no message.
+    #[error("body is no message")]
+    Decode(#[source] bincode::error::DecodeError),
+    /// Bytes are left after the message.
+    #[error("{count} bytes are left after the message")]
+    Trailing {
+        /// How many.
+        count: usize,
+    },
+    /// The message cannot be encoded.
+    #[error("message cannot be encoded")]
+    Encode(#[source] bincode::error::EncodeError),
+}
+
+/// Appends the message as one frame.
+///
+/// # Errors
+/// The message is too long for a frame; `out` is then as it was.
+pub fn encode_frame<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let start = out.len();
+    out.extend_from_slice(&[0; LENGTH_BYTES]);
+    let result = bincode::serde::encode_into_std_write(message, out, CONFIGURATION);
+    let length = out.len() - start - LENGTH_BYTES;
+    let error = match (result, u32::try_from(length)) {
+        (Ok(_), Ok(prefix)) if length <= FRAME_MAX => {
+            out[start..start + LENGTH_BYTES].copy_from_slice(&prefix.to_le_bytes());
+            return Ok(());
+        }
+        (Err(source), _) => CodecError::Encode(source),
+        (Ok(_), _) => CodecError::TooLong { length },
+    };
+    out.truncate(start);
+    Err(error)
+}
+
+/// Reads one message from a frame's body.
+///
+/// # Errors
+/// The body is no such message, or bytes are left after it.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
+    let (message, used) = bincode::serde::decode_from_slice(body, CONFIGURATION).map_err(CodecError::Decode)?;
+    match body.len() - used {
+        0 => Ok(message),
+        count => Err(CodecError::Trailing { count }),
+    }
+}
