@@ -1,4 +1,17 @@
 //! The broker's decisions: pure, without a clock, a task, a file or a process.
+//!
+//! Time is an argument everywhere. Whatever the outside learns comes in as an event, whatever it must do goes out as an
+//! effect, so that all of it runs in the simulation as it runs in the daemon.
 
 pub(crate) mod admission;
+pub(crate) mod backend;
+pub(crate) mod readiness;
+pub(crate) mod recovery;
+pub(crate) mod registry;
+#[cfg(test)]
+mod simulation;
+mod time;
 pub(crate) mod versions;
+mod waiters;
+
+pub(crate) use time::Timestamp;
