@@ -5,6 +5,11 @@
 
 mod config;
 mod core;
+mod ctl;
+mod daemon;
 mod net;
 mod process;
 mod services;
+
+pub use ctl::main as brokerctl_main;
+pub use daemon::main as brokerd_main;

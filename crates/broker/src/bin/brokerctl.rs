@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The broker's command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    broker::brokerctl_main(std::env::args_os())
+}

@@ -14,4 +14,4 @@ mod time;
 pub(crate) mod versions;
 mod waiters;
 
-pub(crate) use time::Timestamp;
+pub(crate) use time::{Timestamp, millis, millis_up};

@@ -23,7 +23,7 @@ pub(crate) enum Rule {
     Minimum(Version),
     /// The version is denied.
     #[error("denied by `{0}`")]
-    Deny(Requirement),
+    Deny(String),
 }
 
 /// Why there is no version for a client.
@@ -32,14 +32,14 @@ pub(crate) enum NoVersion {
     /// No installed version satisfies the requirement.
     #[error("no installed version satisfies `{requirement}`: {}", there_is(available))]
     Unsupported {
-        requirement: Requirement,
+        requirement: String,
         /// All that is installed, highest first.
         available: Vec<Version>,
     },
     /// Some versions satisfy the requirement, but each is below the minimum or denied.
     #[error("version {version} satisfies `{requirement}`, but it is {rule}")]
     Blocked {
-        requirement: Requirement,
+        requirement: String,
         /// The version that the client would have got.
         version: Version,
         rule: Rule,
@@ -54,7 +54,7 @@ impl VersionRules {
         {
             return Some(Rule::Minimum(minimum.clone()));
         }
-        self.deny.iter().find(|denied| denies(denied, version)).cloned().map(Rule::Deny)
+        self.deny.iter().find(|denied| denies(denied, version)).map(|denied| Rule::Deny(denied.to_string()))
     }
 }
 
@@ -68,8 +68,8 @@ fn denies(rule: &Requirement, version: &Version) -> bool {
 
 /// Chooses the highest installed version that satisfies the requirement and that no rule blocks.
 ///
-/// A pre-release is chosen only if the requirement admits it and no release is left: `*` admits all, but means a release
-/// where there is one.
+/// A pre-release is chosen only if the requirement admits it and no release is left: `*` admits all of them, but means
+/// a release where there is one.
 ///
 /// # Errors
 /// [`NoVersion::Unsupported`] if none satisfies the requirement, [`NoVersion::Blocked`] if those that do are blocked.
@@ -89,7 +89,7 @@ pub(crate) fn choose<'v>(
             Some(rule) => blocked = blocked.or(Some((version, rule))),
         }
     }
-    let requirement = requirement.clone();
+    let requirement = requirement.to_string();
     Err(match blocked {
         Some((version, rule)) => NoVersion::Blocked { requirement, version: version.clone(), rule },
         None => NoVersion::Unsupported { requirement, available: installed.into_iter().cloned().collect() },

@@ -1,1 +1,235 @@
-//! Under construction.
+//! `brokerd`: the process around the driver.
+//!
+//! Owns start and end: command line, log, locks, signals, and the one thread that everything hot runs on. What it
+//! decides about backends is decided in `core`; how it is done is in the files beside this one.
+
+mod admin;
+mod args;
+mod clock;
+mod driver;
+mod hosted;
+mod listener;
+mod log;
+mod mains;
+mod outbox;
+mod ownership;
+mod peer;
+mod perform;
+mod places;
+mod reload;
+mod report;
+mod session;
+mod signals;
+mod tasks;
+mod telling;
+mod trimming;
+mod watched;
+mod watches;
+mod work;
+
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use broker_proto::Reconnect;
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
+
+use self::args::Args;
+use self::clock::Timer;
+use self::driver::{Driver, Parts, Shared};
+use self::ownership::{Ownership, OwnershipError};
+use self::places::Places;
+use self::signals::{Request, Signals};
+use self::watches::Watches;
+use self::work::Report;
+use crate::config::{Config, ConfigError, Surroundings};
+use crate::core::backend::Event;
+use crate::process::orphans::reap_orphans;
+use crate::services::Catalog;
+
+/// Reports of worker threads that wait to be read. A thread that finds it full waits, and nobody else does.
+const REPORTS_MAX: usize = 1024;
+
+/// How soon a client may come back after this broker was asked to end by its supervisor.
+const RECONNECT_AFTER_MS: u64 = 500;
+
+/// Another broker holds the place: as sysexits.h has it, try again later.
+const EXIT_TAKEN: u8 = 75;
+
+/// Why the broker ends before its time.
+#[derive(Debug, thiserror::Error)]
+enum Fatal {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Log(#[from] log::LogError),
+    #[error(transparent)]
+    Ownership(#[from] OwnershipError),
+    #[error("cannot {what}")]
+    System {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> Fatal {
+    move |source| Fatal::System { what, source }
+}
+
+/// Runs the broker with a command line, the program's name first, until it is told to end.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            // Nobody is left to tell if it cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_chain(&error);
+            match error {
+                Fatal::Ownership(OwnershipError::Taken { .. }) => ExitCode::from(EXIT_TAKEN),
+                Fatal::Config(_) | Fatal::Log(_) | Fatal::Ownership(_) | Fatal::System { .. } => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// Prints an error and what caused it, once.
+fn print_chain(error: &dyn std::error::Error) {
+    let mut text = format!("brokerd: error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Transparent errors show their source's text as their own.
+        let line = error.to_string();
+        if !text.ends_with(&line) {
+            text.push_str(": ");
+            text.push_str(&line);
+        }
+        cause = error.source();
+    }
+    anstream::eprintln!("{text}");
+}
+
+fn run(args: Args) -> Result<(), Fatal> {
+    let config = Config::load(&args.into(), Surroundings::of_process())?;
+    let _log = log::start(&config.log)?;
+    // What the broker makes is its own; daemons get the umask that their service file says.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    nix::sys::prctl::set_child_subreaper(true).map_err(|errno| system("become a subreaper")(errno.into()))?;
+    let nofile_soft = raise_descriptor_limit();
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    runtime.map_err(system("start the runtime"))?.block_on(serve(config, nofile_soft))
+}
+
+/// Raises the soft limit of descriptors to the hard one; the old soft limit, which daemons get.
+fn raise_descriptor_limit() -> Option<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => Some(soft),
+        Err(error) => {
+            tracing::warn!(%error, soft, hard, "the limit of open files stays as it is");
+            None
+        }
+    }
+}
+
+async fn serve(config: Config, nofile_soft: Option<u64>) -> Result<(), Fatal> {
+    let signals = Signals::install().map_err(system("install signal handlers"))?;
+    let places = Places::new(&config.socket, &config.state_dir);
+    let (ownership, listener) = Ownership::take(&config.socket, &config.state_dir, &places, config.socket_group)?;
+    places.sweep();
+    let catalog = Catalog::load(&config.services);
+    let (reports, mut reported) = mpsc::channel(REPORTS_MAX);
+    let timer = Rc::new(Timer::new().map_err(system("make a timer"))?);
+    let watches = Watches::new().map_err(system("watch folders"))?;
+    let appearances = watches.readiness();
+    let (socket, services) = (config.socket.clone(), catalog.services.len());
+    let driver = Driver::new(Parts { config, nofile_soft, places, catalog, watches, timer: Rc::clone(&timer), reports });
+    driver.borrow().log_problems();
+    let empty = Rc::clone(&driver.borrow().empty);
+    tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener));
+    tokio::task::spawn_local(trimming::trim_logs(Rc::clone(&driver)));
+    tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
+    tell_manager(&[sd_notify::NotifyState::Ready]);
+
+    loop {
+        tokio::select! {
+            () = timer.expired() => driver.borrow_mut().tick(),
+            Some(report) = reported.recv() => take_report(&driver, report),
+            ready = appearances.readable() => {
+                if let Ok(mut guard) = ready {
+                    guard.clear_ready();
+                }
+                let appeared = driver.borrow_mut().watches.drain();
+                for (id, generation) in appeared {
+                    driver.borrow_mut().dispatch(id, Event::Appeared { generation });
+                }
+            }
+            request = signals.next() => take_signal(&driver, request),
+            () = empty.notified() => break,
+        }
+    }
+    tracing::info!("ended");
+    driver.borrow().remove_sockets();
+    ownership.leave();
+    Ok(())
+}
+
+fn take_signal(driver: &Shared, request: Request) {
+    match request {
+        Request::Drain => {
+            tell_manager(&[sd_notify::NotifyState::Stopping]);
+            driver.borrow_mut().leave(Reconnect::After { ms: RECONNECT_AFTER_MS });
+        }
+        Request::Stop => {
+            tell_manager(&[sd_notify::NotifyState::Stopping]);
+            driver.borrow_mut().leave(Reconnect::Never);
+        }
+        Request::Reload => {
+            if let Err(refusal) = driver.borrow_mut().reload(None) {
+                tracing::error!("not reloaded: {}", refusal.reason);
+            }
+        }
+        Request::Reap => {
+            let mains = driver.borrow().mains.clone();
+            for (pid, exit) in reap_orphans(|pid| mains.contains(pid)).reaped {
+                tracing::debug!(pid = pid.as_raw(), "an orphan {exit}");
+            }
+        }
+    }
+}
+
+fn take_report(driver: &Shared, report: Report) {
+    let mut driver = driver.borrow_mut();
+    match report {
+        Report::Launched { id, generation, result } => driver.launched(id, generation, result),
+        Report::Tree { id, generation, tree } => driver.terminate(id, generation, tree),
+        Report::Gone { id, generation, trace, remaining } => {
+            driver.gone(id, generation, Event::Gone { generation, trace }, &remaining);
+        }
+        Report::Probing { id, generation, probe } => driver.probing(id, generation, probe),
+        Report::Loaded { catalog, asker } => driver.loaded(*catalog, asker),
+        Report::Reply { session, request_id, document } => {
+            if let Some(session) = driver.session(session) {
+                admin::reply(&session, request_id, &document);
+            }
+        }
+        Report::Done => {}
+    }
+}
+
+/// Tells the service manager, if one asked to be told.
+fn tell_manager(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}

@@ -399,6 +399,11 @@ impl Backend {
         matches!(self.state, State::Starting(_) | State::Ready { .. } | State::Stopping(_))
     }
 
+    /// Whether a stop would end something: a process, a wait, or a hold.
+    pub(crate) fn is_stoppable(&self) -> bool {
+        self.is_live() || matches!(self.state, State::Backoff { .. }) || !self.holds.is_empty()
+    }
+
     /// What `status` shows.
     pub(crate) fn view(&self, now: Timestamp) -> View {
         let (state, waiters, retry_at) = match &self.state {

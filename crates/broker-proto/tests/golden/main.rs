@@ -1,0 +1,164 @@
+//! What shipped stays readable: every message against the bytes in `golden/v1.txt`.
+//!
+//! A line there is never changed or removed. A new message gets a sample, and its line is appended: the test that
+//! misses it prints it.
+
+mod samples;
+mod variants;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use broker_proto::{
+    ClientMessage, CodecError, LENGTH_BYTES, Preamble, Reassembler, ServerMessage, decode, encode_frame,
+};
+use proptest::prelude::*;
+
+use samples::{Sample, samples};
+
+const GOLDEN: &str = include_str!("../../golden/v1.txt");
+const PROTOCOL: &str = include_str!("../../PROTOCOL.md");
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    assert!(text.len().is_multiple_of(2), "`{text}` has half a byte");
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hexadecimal")).collect()
+}
+
+/// The `name = hex` lines of a text.
+fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let lines = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(" = "));
+    lines.filter(|(_, bytes)| bytes.len() >= 2 && bytes.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+fn golden() -> BTreeMap<&'static str, Vec<u8>> {
+    let mut golden = BTreeMap::new();
+    for (name, bytes) in lines(GOLDEN) {
+        assert!(golden.insert(name, unhex(bytes)).is_none(), "`{name}` stands twice in golden/v1.txt");
+    }
+    golden
+}
+
+fn frame(sample: &Sample) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match sample {
+        Sample::Client(message) => encode_frame(message, &mut bytes),
+        Sample::Server(message) => encode_frame(message, &mut bytes),
+    }
+    .expect("a sample fits a frame");
+    bytes
+}
+
+fn read(like: &Sample, body: &[u8]) -> Result<Sample, CodecError> {
+    match like {
+        Sample::Client(_) => decode(body).map(Sample::Client),
+        Sample::Server(_) => decode(body).map(Sample::Server),
+    }
+}
+
+#[test]
+fn every_message_has_the_bytes_that_shipped() {
+    let golden = golden();
+    let mut missing = String::new();
+    for (name, sample) in samples() {
+        let bytes = frame(&sample);
+        match golden.get(name.as_str()) {
+            Some(shipped) => assert_eq!(hex(&bytes), hex(shipped), "`{name}` has changed on the wire"),
+            None => missing += &format!("{name} = {}\n", hex(&bytes)),
+        }
+    }
+    assert!(missing.is_empty(), "golden/v1.txt lacks these lines:\n{missing}");
+}
+
+#[test]
+fn the_bytes_that_shipped_read_as_their_messages() {
+    let mut golden = golden();
+    for (name, sample) in samples() {
+        let shipped = golden.remove(name.as_str()).unwrap_or_else(|| panic!("`{name}` is not in golden/v1.txt"));
+        let mut stream = Reassembler::default();
+        stream.space().extend_from_slice(&shipped);
+        let body = stream.frame(shipped.len()).expect("a frame").expect("a whole one");
+        assert_eq!(read(&sample, body).expect("a message"), sample, "{name}");
+        assert!(!stream.is_midway(), "{name}");
+    }
+    golden.retain(|name, _| !name.starts_with("preamble."));
+    assert_eq!(golden.keys().collect::<Vec<_>>(), Vec::<&&str>::new(), "these lines have lost their samples");
+}
+
+#[test]
+fn the_preamble_is_frozen() {
+    let golden = golden();
+    for (name, written) in [("preamble.version_1", 1), ("preamble.nothing_follows", 0)] {
+        assert_eq!(hex(&Preamble::writing(written).to_bytes()), hex(&golden[name]), "{name}");
+    }
+}
+
+#[test]
+fn no_variant_is_without_a_sample() {
+    let mut seen = BTreeSet::new();
+    for (_, sample) in samples() {
+        match &sample {
+            Sample::Client(message) => variants::of_client(message, &mut seen),
+            Sample::Server(message) => variants::of_server(message, &mut seen),
+        }
+    }
+    let missing: Vec<_> = variants::all().difference(&seen).copied().collect();
+    assert!(missing.is_empty(), "no sample has {missing:?}");
+}
+
+#[test]
+fn a_message_cut_short_or_followed_by_bytes_is_an_error() {
+    for (name, sample) in samples() {
+        let bytes = frame(&sample);
+        let body = &bytes[LENGTH_BYTES..];
+        for length in 0..body.len() {
+            assert!(read(&sample, &body[..length]).is_err(), "{name} was read from {length} of {} bytes", body.len());
+        }
+        for count in 1..=9 {
+            let longer = [body, &vec![0; count]].concat();
+            let result = read(&sample, &longer);
+            assert!(matches!(result, Err(CodecError::Trailing { count: left }) if left == count), "{name}: {result:?}");
+        }
+    }
+}
+
+#[test]
+fn the_examples_in_the_protocols_page_are_the_golden_bytes() {
+    let golden = golden();
+    let mut examples = 0;
+    for (name, bytes) in lines(PROTOCOL) {
+        assert_eq!(golden.get(name).map(|shipped| hex(shipped)).as_deref(), Some(bytes), "`{name}` in PROTOCOL.md");
+        examples += 1;
+    }
+    assert!(examples >= 8, "PROTOCOL.md has {examples} examples");
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let _ = decode::<ClientMessage>(&bytes);
+        let _ = decode::<ServerMessage>(&bytes);
+    }
+
+    /// Damage deep inside a message, where random bytes do not reach.
+    #[test]
+    fn damaged_messages_never_panic(
+        which in any::<prop::sample::Index>(),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let samples = samples();
+        let (_, sample) = which.get(&samples);
+        let mut body = frame(sample).split_off(LENGTH_BYTES);
+        for (at, byte) in damage {
+            let at = at.index(body.len());
+            body[at] = byte;
+        }
+        let _ = read(sample, &body);
+    }
+}

@@ -1,0 +1,204 @@
+//! The configuration file `broker.toml`: its keys, their defaults, and what they mean.
+//!
+//! Owns what the file can say. Which file is read, and what the command line says instead, is decided above.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeValue;
+use tracing_subscriber::EnvFilter;
+
+use super::{Limits, Log, LogFormat};
+use crate::services::Problem;
+use crate::services::problem::quoted;
+use crate::services::reader::{self, Document, Schema};
+use crate::services::values;
+
+/// All keys of `broker.toml`.
+const SCHEMA: Schema = &[
+    ("", &["socket", "socket_group", "state_dir", "services", "log", "limits"]),
+    ("[log]", &["format", "level", "directory", "keep"]),
+    ("[limits]", &["backends", "waiters_per_backend", "sessions_per_user", "first_message_timeout"]),
+];
+
+/// What of the broker's own log is written, unless the file says otherwise.
+const LOG_LEVEL: &str = "info";
+
+/// How many files of the broker's own log are kept: a week of one a day.
+const LOG_KEEP: usize = 7;
+
+/// The most live backends. Each is a process with a log, a pidfd and an endpoint.
+const BACKENDS: usize = 1024;
+
+/// The most clients that wait for one start. Each is a reply of a few hundred bytes that is owed.
+const WAITERS_PER_BACKEND: usize = 16_384;
+
+/// The most sessions of one user. Each is a descriptor and a few kilobytes.
+const SESSIONS_PER_USER: usize = 8192;
+
+/// How long a connected peer may take to send its whole first message.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// No limit can be set higher, so that a mistyped number is noticed. Linux has at most 2^22 processes.
+const LIMIT_MAX: u64 = 1 << 22;
+
+/// What the file says. Where a default depends on more than the file, `None` is that it says nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) socket_group: Option<u32>,
+    pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) services: Option<Vec<PathBuf>>,
+    pub(crate) log: Log,
+    pub(crate) limits: Limits,
+}
+
+/// Reads the text of the file. The empty text is valid and says nothing. The settings are there if no problem is an
+/// error.
+pub(crate) fn parse(file: &Path, text: &str) -> (Option<Settings>, Vec<Problem>) {
+    reader::read(file, text, SCHEMA, |document| Some(build(document)))
+}
+
+fn build(document: &Document<'_>) -> Settings {
+    let top = document.table("");
+    let log = document.table("[log]");
+    let limits = document.table("[limits]");
+    let limit = |key, default| limits.get_or(key, values::number(1..=LIMIT_MAX), default);
+    let services = top.list("services", values::absolute_path);
+    Settings {
+        socket: top.get("socket", values::socket_path).map(|socket| socket.value),
+        socket_group: top.get("socket_group", values::group).map(|group| group.value),
+        state_dir: top.get("state_dir", values::absolute_path).map(|directory| directory.value),
+        services: services.map(|list| list.value.into_iter().map(|directory| directory.value).collect()),
+        log: Log {
+            format: log.get_or("format", values::one_of(&LogFormat::WORDS), LogFormat::Text),
+            level: log.get_or("level", level, LOG_LEVEL.to_owned()),
+            directory: log.get("directory", values::absolute_path).map(|directory| directory.value),
+            keep: log.get_or("keep", values::number(1..=LIMIT_MAX), LOG_KEEP),
+        },
+        limits: Limits {
+            backends: limit("backends", BACKENDS),
+            waiters_per_backend: limit("waiters_per_backend", WAITERS_PER_BACKEND),
+            sessions_per_user: limit("sessions_per_user", SESSIONS_PER_USER),
+            first_message_timeout: limits.get_or(
+                "first_message_timeout",
+                values::positive_duration,
+                FIRST_MESSAGE_TIMEOUT,
+            ),
+        },
+    }
+}
+
+/// A filter of the broker's own log: `info`, or `warn,broker=debug`.
+fn level(value: &DeValue<'_>) -> Result<String, String> {
+    const LEVELS: [(&str, ()); 6] =
+        [("off", ()), ("error", ()), ("warn", ()), ("info", ()), ("debug", ()), ("trace", ())];
+    let filter = values::text(value)?;
+    // The filter's own parser takes a mistyped level for the name of a module.
+    for word in filter.split(',').filter(|directive| !directive.contains(['=', '['])) {
+        let word = DeValue::String(word.trim().to_lowercase().into());
+        values::one_of(&LEVELS)(&word).map_err(|error| format!("{error} (a module is written module=level)"))?;
+    }
+    match EnvFilter::builder().parse(&filter) {
+        Ok(_) => Ok(filter),
+        Err(error) => Err(format!("{} is no filter: {error}", quoted(&filter))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> String {
+        let (settings, problems) = parse(Path::new("broker.toml"), text);
+        assert_eq!(settings.is_some(), problems.is_empty());
+        problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_empty_file_says_nothing() {
+        let (settings, problems) = parse(Path::new("broker.toml"), "");
+        assert_eq!(problems, []);
+        let settings = settings.expect("valid");
+        assert_eq!((settings.socket, settings.socket_group, settings.state_dir, settings.services), Default::default());
+        assert_eq!(settings.log.level, "info");
+        assert_eq!(settings.limits.sessions_per_user, 8192);
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = r#"
+            socket = "/run/b/b.sock"
+            socket_group = "root"
+            state_dir = "/var/lib/b"
+            services = ["/etc/b", "/usr/share/b"]
+            [log]
+            format = "json"
+            level = "warn,broker=debug"
+            directory = "/var/log/b"
+            keep = 3
+            [limits]
+            backends = 1
+            waiters_per_backend = 2
+            sessions_per_user = 3
+            first_message_timeout = "1m 30s"
+        "#;
+        let (settings, problems) = parse(Path::new("broker.toml"), text);
+        assert_eq!(problems, []);
+        let expect = Settings {
+            socket: Some("/run/b/b.sock".into()),
+            socket_group: Some(0),
+            state_dir: Some("/var/lib/b".into()),
+            services: Some(vec!["/etc/b".into(), "/usr/share/b".into()]),
+            log: Log {
+                format: LogFormat::Json,
+                level: "warn,broker=debug".to_owned(),
+                directory: Some("/var/log/b".into()),
+                keep: 3,
+            },
+            limits: Limits {
+                backends: 1,
+                waiters_per_backend: 2,
+                sessions_per_user: 3,
+                first_message_timeout: Duration::from_secs(90),
+            },
+        };
+        assert_eq!(settings, Some(expect));
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let text = r#"
+socket = "broker.sock"
+socket_group = "no-such-group"
+sevices = ["/etc/b"]
+backends = 7
+[log]
+format = "jsno"
+level = "inof"
+keep = 0
+[limits]
+backends = -1
+first_message_timeout = 5
+[limit]
+"#;
+        insta::assert_snapshot!(problems(text), @r#"
+broker.toml:2:10: `socket`: `broker.sock` is not an absolute path
+broker.toml:3:16: `socket_group`: there is no group `no-such-group` on this machine
+broker.toml:4:1: unknown key `sevices` at the top of the file, did you mean `services`?
+broker.toml:5:1: unknown key `backends` at the top of the file, it belongs in [limits]
+broker.toml:7:10: `format` in [log]: expected `text` or `json`, found `jsno`, did you mean `json`?
+broker.toml:8:9: `level` in [log]: expected `off`, `error`, `warn`, `info`, `debug` or `trace`, found `inof`, did you mean `info`? (a module is written module=level)
+broker.toml:9:8: `keep` in [log]: expected a whole number from 1 to 4194304, found the number `0`
+broker.toml:11:12: `backends` in [limits]: expected a whole number from 1 to 4194304, found the number `-1`
+broker.toml:12:25: `first_message_timeout` in [limits]: `5` has no unit: write "5s" or "5ms"
+broker.toml:13:2: unknown table `[limit]`, did you mean `[limits]`?
+"#);
+    }
+
+    #[test]
+    fn a_list_says_how_it_is_written() {
+        insta::assert_snapshot!(problems("services = \"/etc/b\""), @r#"broker.toml:1:12: `services`: expected an array, found the string `/etc/b`: write ["/etc/b"]"#);
+        insta::assert_snapshot!(problems("[log]\nlevel = \"broker=loud\""), @r#"broker.toml:2:9: `level` in [log]: `broker=loud` is no filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5"#);
+    }
+}

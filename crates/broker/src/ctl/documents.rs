@@ -1,0 +1,193 @@
+//! The broker's reports, as far as brokerctl shows them to people. What a newer broker adds is left alone.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::output::{FAILED, Failure};
+
+/// Reads a report.
+pub(super) fn read<T: DeserializeOwned>(document: &Value) -> Result<T, Failure> {
+    T::deserialize(document)
+        .map_err(|e| Failure::because(FAILED, "the broker's answer is not understood; is it another version?", e))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Status {
+    pub(super) broker: Broker,
+    pub(super) backends: Vec<Backend>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Broker {
+    pub(super) pid: u32,
+    pub(super) version: String,
+    pub(super) uptime_ms: u64,
+    pub(super) socket: String,
+    #[serde(default)]
+    pub(super) sessions: u64,
+    #[serde(default)]
+    pub(super) services: u64,
+    #[serde(default)]
+    pub(super) problems: u64,
+    /// Where the service files are.
+    #[serde(default)]
+    pub(super) directories: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Backend {
+    pub(super) instance: String,
+    pub(super) service: String,
+    pub(super) version: String,
+    pub(super) state: String,
+    pub(super) state_for_ms: u64,
+    pub(super) pid: Option<u32>,
+    pub(super) generation: u64,
+    pub(super) endpoint: Option<String>,
+    pub(super) holds: u64,
+    #[serde(default)]
+    pub(super) waiters: u64,
+    #[serde(default)]
+    pub(super) crashes_in_window: u32,
+    pub(super) retry_after_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) adopted: bool,
+    #[serde(default)]
+    pub(super) outdated: bool,
+    #[serde(default)]
+    pub(super) draining: bool,
+    pub(super) status: Option<String>,
+    pub(super) log_path: Option<String>,
+}
+
+/// A backend's name, as orders report it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Key {
+    pub(super) instance: String,
+    pub(super) service: String,
+    pub(super) version: String,
+}
+
+impl Key {
+    pub(super) fn name(&self) -> String {
+        name(&self.service, &self.version, &self.instance)
+    }
+}
+
+/// `redis@7.0.15`, with the instance unless it is the default.
+pub(super) fn name(service: &str, version: &str, instance: &str) -> String {
+    if instance == broker_proto::DEFAULT_INSTANCE {
+        format!("{service}@{version}")
+    } else {
+        format!("{service}@{version}/{instance}")
+    }
+}
+
+/// A backend that is ready, as `resolve --json` prints it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Ready {
+    #[serde(flatten)]
+    pub(super) key: Key,
+    pub(super) endpoint: String,
+    pub(super) pid: Option<u32>,
+    pub(super) generation: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Stopped {
+    pub(super) stopped: Vec<Key>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Restarted {
+    pub(super) restarted: Vec<Ready>,
+    #[serde(default)]
+    pub(super) refused: Vec<Denied>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Denied {
+    #[serde(flatten)]
+    pub(super) key: Key,
+    pub(super) refused: Value,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Drained {
+    pub(super) draining: Vec<Held>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Held {
+    #[serde(flatten)]
+    pub(super) key: Key,
+    pub(super) holds: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Logs {
+    pub(super) logs: Vec<Log>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct Log {
+    pub(super) instance: String,
+    pub(super) service: String,
+    pub(super) version: String,
+    pub(super) path: Option<std::path::PathBuf>,
+    /// The files of earlier starts, oldest first.
+    #[serde(default)]
+    pub(super) previous: Vec<std::path::PathBuf>,
+}
+
+impl Log {
+    pub(super) fn name(&self) -> String {
+        name(&self.service, &self.version, &self.instance)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Services {
+    pub(super) services: Vec<Service>,
+    #[serde(default)]
+    pub(super) problems: Vec<Problem>,
+    /// Where the service files are.
+    #[serde(default)]
+    pub(super) directories: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) description: Option<String>,
+    pub(super) file: String,
+    pub(super) versions: Vec<Version>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Version {
+    pub(super) version: String,
+    pub(super) allowed: bool,
+    pub(super) why_not: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Problem {
+    pub(super) file: String,
+    pub(super) line: Option<u64>,
+    pub(super) column: Option<u64>,
+    pub(super) severity: String,
+    pub(super) message: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Reloaded {
+    pub(super) services: u64,
+    pub(super) versions: u64,
+    pub(super) added: Vec<String>,
+    pub(super) changed: Vec<String>,
+    pub(super) removed: Vec<String>,
+    #[serde(default)]
+    pub(super) problems: Vec<Problem>,
+}

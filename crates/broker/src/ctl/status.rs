@@ -1,0 +1,188 @@
+//! `brokerctl status`: the broker and its backends.
+
+use broker_proto::{AdminRequest, Selection};
+use serde_json::Value;
+
+use super::args::{Filter, Global};
+use super::documents::{self, Backend, Broker, Status};
+use super::output::{CARE, Console, FAINT, Failure, harmless, humane_ms, paint};
+use super::session::{Session, in_words, selections, selects};
+use super::table::{Cell, Table, Tone};
+
+pub(super) async fn run(console: &Console, global: &Global, filter: &Filter) -> Result<(), Failure> {
+    let selections = selections(&filter.backends, &filter.instance)?;
+    let session = Session::open(console, global).await?;
+    let mut document = session.admin("status", AdminRequest::Status).await?;
+    if let Some(Value::Array(backends)) = document.get_mut("backends") {
+        let text = |backend: &Value, field: &str| backend[field].as_str().unwrap_or_default().to_owned();
+        backends.retain(|backend| {
+            let [instance, service, version] = ["instance", "service", "version"].map(|field| text(backend, field));
+            selections.iter().any(|selection| selects(selection, &instance, &service, &version))
+        });
+    }
+    if console.json {
+        return console.document(&document);
+    }
+    let status: Status = documents::read(&document)?;
+    if console.stdout_is_terminal {
+        console.line(paint(FAINT, headline(&status.broker)))?;
+    }
+    if status.backends.is_empty() {
+        return console.line(nothing_yet(&status.broker, &selections));
+    }
+    console.print(table(&status.backends).render(console.stdout_is_terminal))?;
+    if status.broker.problems > 0 {
+        let problems = count(status.broker.problems, "problem", "problems");
+        console.note(paint(CARE, format!("{problems} in the service files: `brokerctl services` lists them")));
+    }
+    Ok(())
+}
+
+/// `brokerd 0.1.0, pid 711, up 3m12s, on /run/broker/broker.sock: 4 services, 12 sessions`.
+fn headline(broker: &Broker) -> String {
+    format!(
+        "brokerd {}, pid {}, up {}, on {}: {}, {}",
+        harmless(&broker.version),
+        broker.pid,
+        humane_ms(broker.uptime_ms),
+        harmless(&broker.socket),
+        count(broker.services, "service", "services"),
+        count(broker.sessions, "session", "sessions"),
+    )
+}
+
+fn nothing_yet(broker: &Broker, selections: &[Selection]) -> String {
+    if selections.iter().any(|selection| selection != &Selection::default()) {
+        let wanted: Vec<String> = selections.iter().map(in_words).collect();
+        return format!("no backend matches {}: `brokerctl status` shows all", wanted.join(", "));
+    }
+    let mut text = "no backends yet: `brokerctl resolve SERVICE` starts one".to_owned();
+    if broker.services == 0 {
+        let place = super::services::where_defined(&broker.directories);
+        text += &format!("\nno service is defined either; {place}, see `brokerctl services`");
+    } else {
+        text += &format!("\n`brokerctl services` lists the {}", count(broker.services, "service", "services"));
+    }
+    text
+}
+
+/// `1 service`, `2 services`.
+pub(super) fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+fn table(backends: &[Backend]) -> Table {
+    let mut table =
+        Table::new(["SERVICE", "VERSION", "INSTANCE", "STATE", "FOR", "PID", "GEN", "HOLDS", "ENDPOINT", "NOTES"]);
+    for backend in backends {
+        table.row([
+            backend.service.as_str().into(),
+            backend.version.as_str().into(),
+            backend.instance.as_str().into(),
+            Cell::toned(backend.state.as_str(), tone(&backend.state)),
+            humane_ms(backend.state_for_ms).into(),
+            backend.pid.map(|pid| pid.to_string()).unwrap_or_default().into(),
+            backend.generation.into(),
+            backend.holds.into(),
+            backend.endpoint.as_deref().map(harmless).unwrap_or_default().into(),
+            Cell::toned(notes(backend), Tone::Faint),
+        ]);
+    }
+    table
+}
+
+fn tone(state: &str) -> Tone {
+    match state {
+        "ready" => Tone::Good,
+        "starting" | "backoff" | "stopping" => Tone::Care,
+        "failed" | "quarantined" => Tone::Bad,
+        "inactive" => Tone::Faint,
+        _ => Tone::Plain,
+    }
+}
+
+/// What a person should know beside the columns, most urgent first.
+fn notes(backend: &Backend) -> String {
+    let mut notes = Vec::new();
+    if let Some(milliseconds) = backend.retry_after_ms {
+        notes.push(format!("try again in {}", humane_ms(milliseconds)));
+    }
+    if backend.crashes_in_window > 0 {
+        notes.push(count(backend.crashes_in_window.into(), "crash", "crashes"));
+    }
+    if backend.draining {
+        notes.push("draining".to_owned());
+    }
+    if backend.outdated {
+        notes.push("outdated, restart to apply".to_owned());
+    }
+    if backend.adopted {
+        notes.push("adopted".to_owned());
+    }
+    if backend.waiters > 0 {
+        notes.push(format!("{} waiting", backend.waiters));
+    }
+    if let Some(status) = backend.status.as_deref().filter(|status| !status.is_empty()) {
+        notes.push(harmless(status));
+    }
+    if backend.state == "failed" {
+        notes.extend(backend.log_path.as_deref().map(|path| format!("log {}", harmless(path))));
+    }
+    notes.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status() -> Status {
+        let backend = |more: Value| {
+            let mut backend = json!({
+                "instance": "default", "service": "redis", "version": "7.0.15", "state": "ready",
+                "state_for_ms": 192_000, "pid": 711, "generation": 1, "endpoint": "unix:/b/x", "holds": 3,
+                "waiters": 0, "crashes_in_window": 0, "retry_after_ms": null, "attempt": 0, "adopted": false,
+                "outdated": false, "draining": false, "status": null, "log_path": "/x.log",
+            });
+            for (field, value) in more.as_object().expect("an object") {
+                backend[field] = value.clone();
+            }
+            backend
+        };
+        let document = json!({
+            "broker": {"pid": 7, "version": "0.1.0", "uptime_ms": 1000, "socket": "/run/b/broker.sock", "services": 1,
+                "sessions": 2, "problems": 0, "state_dir": "/var/lib/b"},
+            "backends": [
+                backend(json!({"outdated": true, "status": "\u{1b}[31m"})),
+                backend(json!({"service": "flaky", "state": "failed", "pid": null, "endpoint": null, "holds": 0,
+                    "retry_after_ms": 29_000, "crashes_in_window": 2, "state_for_ms": 900})),
+            ],
+        });
+        documents::read(&document).expect("understood")
+    }
+
+    #[test]
+    fn a_pipe_gets_plain_columns() {
+        insta::assert_snapshot!(table(&status().backends).render(false), @r"
+        SERVICE  VERSION  INSTANCE  STATE   FOR    PID  GEN  HOLDS  ENDPOINT   NOTES
+        redis    7.0.15   default   ready   3m12s  711  1    3      unix:/b/x  outdated, restart to apply; \x1b[31m
+        flaky    7.0.15   default   failed  900ms  -    1    0      -          try again in 29s; 2 crashes; log /x.log
+        ");
+    }
+
+    #[test]
+    fn an_empty_status_says_what_to_do() {
+        let mut status = status();
+        assert_eq!(
+            nothing_yet(&status.broker, &[Selection::default()]),
+            "no backends yet: `brokerctl resolve SERVICE` starts one\n`brokerctl services` lists the 1 service"
+        );
+        status.broker.services = 0;
+        status.broker.directories = vec!["/etc/broker/services.d".to_owned()];
+        insta::assert_snapshot!(nothing_yet(&status.broker, &[Selection::default()]), @r"
+        no backends yet: `brokerctl resolve SERVICE` starts one
+        no service is defined either; put a file into /etc/broker/services.d, see `brokerctl services`
+        ");
+    }
+}

@@ -1,0 +1,406 @@
+//! The driver: hands every event to the machine of its key and performs the effects. It holds no policy.
+//!
+//! It lives on one thread with the sessions, so that a warm Hello is answered where it is read. Small tasks wait for
+//! something each and report back here; what may block is done by the worker threads, which report through a channel.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use broker_proto::{
+    ClientMessage, Code, Delivery, Hello, InstanceName, Reconnect, Refusal, RequestId, Requirement, ServerMessage,
+    ServiceName,
+};
+use tokio::sync::{Notify, mpsc};
+
+use super::admin::Batch;
+use super::clock::{Timer, now};
+use super::hosted::Hosted;
+use super::mains::Mains;
+use super::places::Places;
+use super::session::{Session, SessionId};
+use super::watches::Watches;
+use super::work::Report;
+use crate::config::Config;
+use crate::core::admission::{admit, admit_connected};
+use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket, Waiter};
+use crate::core::registry::{BackendId, BackendKey, Registry};
+use crate::core::versions::{NoVersion, choose};
+use crate::core::{Timestamp, millis_up};
+use crate::process::pool::SpawnPool;
+use crate::services::{Catalog, Definition};
+
+/// The driver, as tasks hold it. No task keeps it borrowed over an await.
+pub(super) type Shared = Rc<RefCell<Driver>>;
+
+/// A request that waits or holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) session: SessionId,
+    pub(super) request_id: RequestId,
+    pub(super) backend: BackendId,
+    pub(super) kind: Kind,
+    pub(super) deadline: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Hello(Delivery),
+    /// An operator's start of one backend.
+    Start,
+    /// One backend of an operator's order over several.
+    Part(u64),
+}
+
+/// A session and what it asked.
+pub(super) struct Connected {
+    pub(super) session: Rc<Session>,
+    pub(super) tickets: HashMap<RequestId, Ticket>,
+}
+
+pub(super) struct Driver {
+    pub(super) me: Weak<RefCell<Self>>,
+    pub(super) config: Config,
+    pub(super) uid: u32,
+    pub(super) nofile_soft: Option<u64>,
+    pub(super) places: Places,
+    pub(super) catalog: Catalog,
+    pub(super) registry: Registry,
+    pub(super) hosted: HashMap<BackendId, Hosted>,
+    pub(super) asked: HashMap<Ticket, Asked>,
+    pub(super) batches: HashMap<u64, Batch>,
+    pub(super) sessions: HashMap<SessionId, Connected>,
+    pub(super) sessions_of_user: HashMap<u32, usize>,
+    pub(super) watches: Watches,
+    pub(super) mains: Mains,
+    pub(super) pool: SpawnPool,
+    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) timer: Rc<Timer>,
+    pub(super) began: Timestamp,
+    /// Set once the broker is on its way out.
+    pub(super) leaving: Option<Reconnect>,
+    /// Told when it is leaving and nothing runs any more.
+    pub(super) empty: Rc<Notify>,
+    /// Told at every launch.
+    pub(super) launched_one: Rc<Notify>,
+    pub(super) next_number: u64,
+    queue: VecDeque<(BackendId, Event)>,
+}
+
+/// What a driver is made of.
+pub(super) struct Parts {
+    pub(super) config: Config,
+    pub(super) nofile_soft: Option<u64>,
+    pub(super) places: Places,
+    pub(super) catalog: Catalog,
+    pub(super) watches: Watches,
+    pub(super) timer: Rc<Timer>,
+    pub(super) reports: mpsc::Sender<Report>,
+}
+
+impl Driver {
+    pub(super) fn new(parts: Parts) -> Shared {
+        let Parts { config, nofile_soft, places, catalog, watches, timer, reports } = parts;
+        Rc::new_cyclic(|me| {
+            RefCell::new(Self {
+                me: me.clone(),
+                uid: nix::unistd::getuid().as_raw(),
+                nofile_soft,
+                places,
+                catalog,
+                registry: Registry::new(config.limits.backends),
+                config,
+                hosted: HashMap::new(),
+                asked: HashMap::new(),
+                batches: HashMap::new(),
+                sessions: HashMap::new(),
+                sessions_of_user: HashMap::new(),
+                watches,
+                mains: Mains::default(),
+                pool: SpawnPool::new(),
+                reports,
+                timer,
+                began: now(),
+                leaving: None,
+                empty: Rc::new(Notify::new()),
+                launched_one: Rc::new(Notify::new()),
+                next_number: 1,
+                queue: VecDeque::new(),
+            })
+        })
+    }
+
+    /// A number that was never given out: for tickets, batches and sessions.
+    pub(super) fn number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+
+    /// Hands an event to a machine, performs what follows, and sets the timer to the next deadline of all.
+    pub(super) fn dispatch(&mut self, id: BackendId, event: Event) {
+        self.queue.push_back((id, event));
+        let mut effects: Vec<Effect> = Vec::new();
+        while let Some((id, event)) = self.queue.pop_front() {
+            self.registry.handle(now(), id, event, &mut effects);
+            for effect in effects.drain(..) {
+                self.perform(id, effect);
+            }
+        }
+        self.timer.arm(self.registry.next_deadline());
+        self.leave_if_empty();
+    }
+
+    /// Adds an event behind the one being handled.
+    pub(super) fn follow_up(&mut self, id: BackendId, event: Event) {
+        self.queue.push_back((id, event));
+    }
+
+    /// Hands a tick to every machine whose deadline is here.
+    pub(super) fn tick(&mut self) {
+        while let Some(id) = self.registry.due(now()) {
+            self.dispatch(id, Event::Tick);
+        }
+        self.timer.arm(self.registry.next_deadline());
+    }
+
+    /// Takes one message of a client.
+    pub(super) fn client_message(&mut self, session: &Session, message: ClientMessage) {
+        match message {
+            ClientMessage::Hello(hello) => {
+                let request_id = hello.request_id;
+                if let Err(refusal) = self.hello(session, &hello) {
+                    tracing::info!(
+                        session = session.id.0, pid = session.pid, uid = session.peer.uid,
+                        client = %hello.client.name.escape_debug(), service = %hello.service.escape_debug(),
+                        code = %refusal.code, "refused: {}", refusal.reason
+                    );
+                    session.refuse(request_id, *refusal);
+                }
+            }
+            ClientMessage::Release { request_id } => self.release(session.id, request_id),
+            ClientMessage::Ping { nonce } => session.send(&ServerMessage::Pong { nonce }, None),
+            ClientMessage::Admin { request_id, request } => {
+                if let Err(refusal) = self.admin(session, request_id, request) {
+                    session.refuse(request_id, *refusal);
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, session: &Session, hello: &Hello) -> Result<(), Box<Refusal>> {
+        self.check_serving()?;
+        let malformed = |error: &dyn std::fmt::Display| Box::new(Refusal::new(Code::Malformed, error.to_string()));
+        let instance = InstanceName::parse(&hello.instance).map_err(|e| malformed(&e))?;
+        let service = ServiceName::parse(&hello.service).map_err(|e| malformed(&e))?;
+        let requirement = Requirement::parse(&hello.version_requirement).map_err(|e| malformed(&e))?;
+        let definition = self.choose(&service, &requirement, |rules| {
+            let admitted = match hello.delivery {
+                Delivery::Endpoint => admit(&session.peer, self.uid, rules),
+                Delivery::Connected => admit_connected(&session.peer, self.uid, rules),
+            };
+            admitted.map_err(|rejection| Refusal::new(Code::PeerRejected, rejection.to_string()))
+        })?;
+        let id = self.open(instance, &definition)?;
+        if let Some(generation) = hello.found_dead {
+            self.main_ended(id, generation);
+        }
+        let kind = Kind::Hello(hello.delivery);
+        let waiter = self.ask(session.id, hello.request_id, id, kind, hello.deadline_ms)?;
+        self.dispatch(id, Event::Hello(waiter));
+        Ok(())
+    }
+
+    pub(super) fn check_serving(&self) -> Result<(), Box<Refusal>> {
+        match self.leaving {
+            None => Ok(()),
+            Some(_) => {
+                let refusal = Refusal::new(Code::ShuttingDown, "the broker is shutting down");
+                Err(Box::new(refusal.retry_after_ms(millis_up(RETRY_HINT))))
+            }
+        }
+    }
+
+    /// Finds the service, asks whether the peer may have it, and picks a version.
+    pub(super) fn choose(
+        &self,
+        name: &ServiceName,
+        requirement: &Requirement,
+        admitted: impl FnOnce(&crate::core::admission::AccessRules) -> Result<(), Refusal>,
+    ) -> Result<Arc<Definition>, Box<Refusal>> {
+        let Some(service) = self.catalog.services.get(name) else {
+            return Err(Box::new(self.service_unknown(name)));
+        };
+        admitted(&service.access)?;
+        match choose(service.versions.keys(), &service.version_rules, requirement) {
+            Ok(version) => Ok(Arc::clone(&service.versions[version])),
+            Err(error) => {
+                let code = match error {
+                    NoVersion::Unsupported { .. } => Code::VersionUnsupported,
+                    NoVersion::Blocked { .. } => Code::VersionBlocked,
+                };
+                let mut refusal = Refusal::new(code, format!("service `{name}`: {error}"));
+                refusal.evidence.available = service.versions.keys().map(ToString::to_string).collect();
+                Err(Box::new(refusal))
+            }
+        }
+    }
+
+    pub(super) fn service_unknown(&self, name: &ServiceName) -> Refusal {
+        let names = self.catalog.services.keys().map(ServiceName::as_str);
+        let near = crate::services::problem::suggestion(name.as_str(), names);
+        let hint = near.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+        let broken = self.catalog.problems.iter().find(|p| p.file.file_stem().is_some_and(|s| s == name.as_str()));
+        let why = broken.map(|p| format!("; its file has an error: {p}")).unwrap_or_default();
+        Refusal::new(Code::ServiceUnknown, format!("no service file defines `{name}`{hint}{why}"))
+    }
+
+    /// The backend of a definition in an instance, registered if it is new.
+    pub(super) fn open(&mut self, instance: InstanceName, definition: &Arc<Definition>) -> Result<BackendId, Box<Refusal>> {
+        let key =
+            BackendKey { instance, service: definition.service.clone(), version: definition.version.clone() };
+        if let Some(id) = self.registry.find(&key) {
+            return Ok(id);
+        }
+        let policies = super::hosted::policies(definition, self.config.limits.waiters_per_backend);
+        let id = self.registry.open(now(), &key, policies).map_err(|full| {
+            let reason = format!("{} backends are in use already, which is the limit", full.limit);
+            Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))
+        })?;
+        self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
+        let registry = &self.registry;
+        self.hosted.retain(|id, _| registry.get(*id).is_some());
+        Ok(id)
+    }
+
+    /// Files a request under a new ticket.
+    pub(super) fn ask(
+        &mut self,
+        session: SessionId,
+        request_id: RequestId,
+        backend: BackendId,
+        kind: Kind,
+        deadline_ms: Option<u64>,
+    ) -> Result<Waiter, Box<Refusal>> {
+        let ticket = Ticket(self.number());
+        let holds = matches!(kind, Kind::Hello(_));
+        let Some(connected) = self.sessions.get_mut(&session) else {
+            return Err(Box::new(Refusal::new(Code::Internal, "the session is over")));
+        };
+        if !matches!(kind, Kind::Part(_)) {
+            if connected.tickets.contains_key(&request_id) {
+                let reason = format!("request {request_id} is in use already on this session");
+                return Err(Box::new(Refusal::new(Code::Malformed, reason)));
+            }
+            connected.tickets.insert(request_id, ticket);
+        }
+        let deadline = deadline_ms.map(|ms| now() + std::time::Duration::from_millis(ms));
+        self.asked.insert(ticket, Asked { session, request_id, backend, kind, deadline });
+        Ok(Waiter { ticket, deadline, holds })
+    }
+
+    /// Forgets a request that is answered for good.
+    pub(super) fn close_request(&mut self, ticket: Ticket) -> Option<Asked> {
+        let asked = self.asked.remove(&ticket)?;
+        if let Some(connected) = self.sessions.get_mut(&asked.session)
+            && connected.tickets.get(&asked.request_id) == Some(&ticket)
+        {
+            connected.tickets.remove(&asked.request_id);
+        }
+        Some(asked)
+    }
+
+    fn release(&mut self, session: SessionId, request_id: RequestId) {
+        let ticket = self.sessions.get_mut(&session).and_then(|c| c.tickets.remove(&request_id));
+        if let Some(ticket) = ticket
+            && let Some(asked) = self.asked.remove(&ticket)
+        {
+            self.dispatch(asked.backend, Event::Withdraw(ticket));
+        }
+    }
+
+    /// Registers a session, unless its user has too many.
+    pub(super) fn session_began(&mut self, session: &Rc<Session>) -> Result<(), Box<Refusal>> {
+        let limit = self.config.limits.sessions_per_user;
+        let count = self.sessions_of_user.entry(session.peer.uid).or_default();
+        if *count >= limit {
+            let reason = format!("user {} has {limit} sessions already, which is the limit", session.peer.uid);
+            return Err(Box::new(Refusal::new(Code::RateLimited, reason).retry_after_ms(millis_up(RETRY_HINT))));
+        }
+        *count += 1;
+        let connected = Connected { session: Rc::clone(session), tickets: HashMap::new() };
+        self.sessions.insert(session.id, connected);
+        Ok(())
+    }
+
+    /// A session's peer may be sent messages from now on.
+    pub(super) fn greeted(&self, session: &Session) {
+        if let Some(reconnect) = self.leaving {
+            session.send(&ServerMessage::GoAway { reconnect }, None);
+        }
+    }
+
+    /// Withdraws whatever a session waited for or held.
+    pub(super) fn session_ended(&mut self, id: SessionId) {
+        let Some(connected) = self.sessions.remove(&id) else { return };
+        if let Some(count) = self.sessions_of_user.get_mut(&connected.session.peer.uid) {
+            *count -= 1;
+            if *count == 0 {
+                self.sessions_of_user.remove(&connected.session.peer.uid);
+            }
+        }
+        for ticket in connected.tickets.into_values() {
+            if let Some(asked) = self.asked.remove(&ticket) {
+                self.dispatch(asked.backend, Event::Withdraw(ticket));
+            }
+        }
+        self.drop_batches_of(id);
+    }
+
+    /// The session that a ticket belongs to.
+    pub(super) fn session(&self, id: SessionId) -> Option<Rc<Session>> {
+        self.sessions.get(&id).map(|connected| Rc::clone(&connected.session))
+    }
+
+    /// Begins to leave: tells every session, refuses what is new, and stops the backends.
+    pub(super) fn leave(&mut self, reconnect: Reconnect) {
+        if self.leaving.replace(reconnect).is_some() {
+            return;
+        }
+        let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
+        tracing::info!(sessions = self.sessions.len(), backends = live, "shutting down");
+        for connected in self.sessions.values().filter(|connected| connected.session.is_greeted()) {
+            connected.session.send(&ServerMessage::GoAway { reconnect }, None);
+        }
+        let all: Vec<BackendId> = self.registry.iter().map(|(id, _, _)| id).collect();
+        for id in all {
+            self.dispatch(id, Event::Stop(None));
+        }
+        self.leave_if_empty();
+    }
+
+    fn leave_if_empty(&self) {
+        if self.leaving.is_some() && !self.registry.iter().any(|(_, _, backend)| backend.is_live()) {
+            self.empty.notify_one();
+        }
+    }
+
+
+    /// The logs of what runs, with their caps in bytes.
+    pub(super) fn running_logs(&self) -> Vec<(std::path::PathBuf, u64)> {
+        let running = self.hosted.values().filter_map(|hosted| hosted.running.as_ref());
+        running.map(|running| (running.log.clone(), running.definition.log.max_bytes)).collect()
+    }
+
+    /// Removes the sockets that the broker holds for its backends.
+    pub(super) fn remove_sockets(&self) {
+        for held in self.hosted.values().filter_map(|hosted| hosted.listener.as_ref()) {
+            if let broker_proto::Endpoint::Unix { path } = &held.endpoint {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        // Only if it is empty: a daemon may have made something there.
+        let _ = std::fs::remove_dir(self.places.endpoints());
+    }
+}

@@ -1,0 +1,124 @@
+//! What the driver keeps of a backend: its definition, and the processes and sockets of its running generation.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use broker_proto::Endpoint;
+use nix::unistd::Pid;
+use tokio::task::JoinHandle;
+
+use crate::core::backend::Policies;
+use crate::core::readiness::Pace;
+use crate::core::recovery::Policy;
+use crate::net::notify_socket::NotifySocket;
+use crate::process::group::Tree;
+use crate::process::spawn::Command;
+use crate::process::start::StartFacts;
+use crate::services::{self, Definition, Probe};
+
+/// A registered backend.
+pub(super) struct Hosted {
+    /// The newest one; a running generation keeps its own.
+    pub(super) definition: Arc<Definition>,
+    pub(super) running: Option<Running>,
+    /// The listening socket that daemons of this backend inherit, kept from start to start.
+    pub(super) listener: Option<Held>,
+    /// The newest log file.
+    pub(super) log: Option<PathBuf>,
+}
+
+/// A listening socket, and where it listens.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) endpoint: Endpoint,
+    /// What it was made from; another definition wants another socket.
+    pub(super) declared: services::Endpoint,
+}
+
+/// A generation with a process.
+pub(super) struct Running {
+    pub(super) generation: u64,
+    pub(super) definition: Arc<Definition>,
+    pub(super) endpoint: Endpoint,
+    pub(super) main: Main,
+    pub(super) facts: Arc<StartFacts>,
+    /// Processes that are its own though nothing leads to them any more: the launcher of a daemon that forked away.
+    pub(super) known: Vec<Pid>,
+    /// Descendants that were seen when the stop began.
+    pub(super) tree: Option<Tree>,
+    pub(super) log: PathBuf,
+    /// The command that probes it.
+    pub(super) probe: Option<Arc<Command>>,
+    /// Ends when the generation does: who listens stops what it does for it.
+    pub(super) over: tokio::sync::watch::Sender<()>,
+    pub(super) tasks: Vec<Task>,
+}
+
+/// The main process.
+#[derive(Debug, Clone)]
+pub(super) struct Main {
+    pub(super) pid: Pid,
+    pub(super) pidfd: Arc<OwnedFd>,
+    /// Its process group.
+    pub(super) group: Pid,
+}
+
+/// What a start made.
+pub(super) struct Launched {
+    pub(super) main: Main,
+    pub(super) endpoint: Endpoint,
+    pub(super) facts: StartFacts,
+    pub(super) log: PathBuf,
+    pub(super) listener: Option<Held>,
+    pub(super) notify: Option<NotifySocket>,
+    pub(super) probe: Option<Command>,
+}
+
+/// A task that ends with what it serves.
+pub(super) struct Task(pub(super) JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Hosted {
+    pub(super) fn new(definition: Arc<Definition>) -> Self {
+        Self { definition, running: None, listener: None, log: None }
+    }
+
+    /// The running generation, if it is that one.
+    pub(super) fn generation(&mut self, generation: u64) -> Option<&mut Running> {
+        self.running.as_mut().filter(|running| running.generation == generation)
+    }
+
+    /// Whether what runs was started from another definition than the newest.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.definition != self.definition)
+    }
+}
+
+/// What a definition means to the machine.
+pub(super) fn policies(definition: &Definition, waiters_max: usize) -> Policies {
+    let tcp = matches!(definition.endpoint, services::Endpoint::Tcp { .. });
+    let (pace, ready_at_exec) = match &definition.readiness.probe {
+        Probe::Connect if tcp => (Pace::Port, false),
+        Probe::Connect => (Pace::Path, false),
+        Probe::Notify | Probe::Socket { notify: true } => (Pace::Silent, false),
+        Probe::Socket { notify: false } => (Pace::Silent, true),
+        Probe::Exec { .. } => (Pace::Command, false),
+    };
+    let recovery = definition.recovery;
+    Policies {
+        pace,
+        ready_at_exec,
+        hard_ceiling: definition.readiness.hard_ceiling,
+        recovery: Policy::new(recovery.retry_backoff, recovery.budget_window, recovery.healthy_after),
+        idle_timeout: definition.lifecycle.idle_timeout,
+        stop_timeout: definition.lifecycle.stop_timeout,
+        waiters_max,
+    }
+}

@@ -1,0 +1,121 @@
+//! What a session has yet to send.
+//!
+//! A message is written to the socket at once; what the socket does not take is kept, in order, until it does. A peer
+//! that does not read loses its session when too much is kept, and nothing else does.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use broker_proto::{ServerMessage, encode_frame};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+/// The most that is kept for a peer that does not read, in bytes: 4 MiB, four of the longest frames.
+const KEPT_MAX: usize = 4 << 20;
+
+/// What is kept, in order.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    chunks: VecDeque<Chunk>,
+    kept: usize,
+}
+
+#[derive(Debug, Default)]
+struct Chunk {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// Travels with the first byte, in a message that carries this frame alone.
+    descriptor: Option<OwnedFd>,
+}
+
+/// The peer reads too slowly for what it asks.
+#[derive(Debug, thiserror::Error)]
+#[error("{kept} bytes wait for a peer that does not read them")]
+pub(super) struct Overfull {
+    kept: usize,
+}
+
+impl Outbox {
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Appends raw bytes: the preamble.
+    pub(super) fn push_bytes(&mut self, bytes: &[u8]) {
+        self.kept += bytes.len();
+        self.tail().bytes.extend_from_slice(bytes);
+    }
+
+    /// Appends a message, and the descriptor that goes with it.
+    ///
+    /// # Errors
+    /// Too much is kept already.
+    pub(super) fn push(&mut self, message: &ServerMessage, descriptor: Option<OwnedFd>) -> Result<(), Overfull> {
+        let alone = descriptor.is_some();
+        if alone {
+            self.chunks.push_back(Chunk { descriptor, ..Chunk::default() });
+        }
+        let bytes = &mut self.tail_or(alone).bytes;
+        let before = bytes.len();
+        if let Err(error) = encode_frame(message, bytes) {
+            // Only a report can be that long; its asker learns that there is none rather than nothing.
+            tracing::error!(%error, "a message cannot be sent");
+            return Ok(());
+        }
+        self.kept += bytes.len() - before;
+        if self.kept > KEPT_MAX { Err(Overfull { kept: self.kept }) } else { Ok(()) }
+    }
+
+    /// The last chunk, if bytes may be added to it; a chunk with a descriptor carries its own frame alone.
+    fn tail(&mut self) -> &mut Chunk {
+        self.tail_or(false)
+    }
+
+    fn tail_or(&mut self, alone: bool) -> &mut Chunk {
+        let fresh = self.chunks.back().is_none_or(|last| last.descriptor.is_some() && !alone);
+        if fresh {
+            self.chunks.push_back(Chunk::default());
+        }
+        let last = self.chunks.len() - 1;
+        &mut self.chunks[last]
+    }
+
+    /// Writes as much as the socket takes now.
+    ///
+    /// # Errors
+    /// The connection is lost. A socket that takes no more for now is no error.
+    pub(super) fn flush(&mut self, stream: &UnixStream) -> io::Result<()> {
+        while let Some(chunk) = self.chunks.front_mut() {
+            let rest = &chunk.bytes[chunk.sent..];
+            let sent = match &chunk.descriptor {
+                None => stream.try_write(rest),
+                Some(descriptor) => stream.try_io(Interest::WRITABLE, || {
+                    let descriptors = [descriptor.as_raw_fd()];
+                    let rights = [ControlMessage::ScmRights(&descriptors)];
+                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                    let parts = [IoSlice::new(rest)];
+                    sendmsg::<()>(stream.as_raw_fd(), &parts, &rights, flags, None).map_err(io::Error::from)
+                }),
+            };
+            match sent {
+                Ok(count) => {
+                    self.kept -= count;
+                    chunk.sent += count;
+                    chunk.descriptor = None;
+                    if chunk.sent == chunk.bytes.len() {
+                        self.chunks.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.chunks.capacity() > 0 && self.chunks.is_empty() {
+            self.chunks = VecDeque::new();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! One broker per state folder and per socket.
+//!
+//! Owns the locks and the listening socket. A socket file is removed only under the lock, and only after the kernel said
+//! that nobody listens on it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
+use interprocess::os::unix::uds_local_socket::tokio::Listener;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::places::{Places, make_private};
+
+/// Why the broker cannot have its places.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OwnershipError {
+    /// Another broker runs.
+    #[error("another broker{who} holds `{}`: stop it first, or give this one a {option} of its own", .path.display())]
+    Taken { path: PathBuf, who: String, option: &'static str },
+    /// Something that is no socket is in the way.
+    #[error("`{}` exists and is no socket: remove it, or give another path with --socket", .0.display())]
+    NotASocket(PathBuf),
+    /// The system refuses.
+    #[error("cannot {what} `{}`", .path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Held as long as the broker runs.
+#[derive(Debug)]
+pub(super) struct Ownership {
+    socket: PathBuf,
+    _state: Flock<File>,
+    _socket_lock: Flock<File>,
+}
+
+impl Ownership {
+    /// Takes the state folder and the socket's path, making the folders where they are missing, and listens.
+    pub(super) fn take(
+        socket: &Path,
+        state: &Path,
+        places: &Places,
+        group: Option<u32>,
+    ) -> Result<(Self, Listener), OwnershipError> {
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| OwnershipError::Io { what, path, source }
+        };
+        make_private(state, None).map_err(failed("make the state folder", state))?;
+        let state_lock = lock(&places.lock(), state, "--state-dir")?;
+        if let Some(parent) = socket.parent() {
+            make_private(parent, group).map_err(failed("make the socket's folder", parent))?;
+        }
+        let mut lock_path = socket.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let socket_lock = lock(Path::new(&lock_path), socket, "--socket")?;
+        remove_stale(socket)?;
+        let endpoints = places.endpoints();
+        make_private(endpoints, group).map_err(failed("make the folder of endpoints", endpoints))?;
+
+        let name = socket.to_fs_name::<GenericFilePath>().map_err(failed("name", socket))?;
+        let listener = ListenerOptions::new().name(name).reclaim_name(false).create_tokio_as::<Listener>();
+        let listener = listener.map_err(failed("listen on", socket))?;
+        // Who may come as far as this file is the folder's affair; who may have what is decided by the peer's credentials.
+        fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).map_err(failed("set the mode of", socket))?;
+        Ok((Self { socket: socket.to_owned(), _state: state_lock, _socket_lock: socket_lock }, listener))
+    }
+
+    /// Takes the socket's file away, while the lock is still held.
+    pub(super) fn leave(self) {
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+/// Locks a file and writes our number into it; the lock lasts until the process ends, however it ends.
+fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, OwnershipError> {
+    let failed = |source| OwnershipError::Io { what: "lock", path: path.to_owned(), source };
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+        Ok(mut locked) => {
+            let write = |file: &mut File| {
+                file.set_len(0)?;
+                writeln!(file, "{}", std::process::id())
+            };
+            write(&mut locked).map_err(failed)?;
+            Ok(locked)
+        }
+        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let mut text = String::new();
+            let _ = file.read_to_string(&mut text);
+            let who = text.trim().parse::<u32>().map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            Err(OwnershipError::Taken { path: what.to_owned(), who, option })
+        }
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}
+
+/// Removes the socket of a broker that is gone.
+fn remove_stale(socket: &Path) -> Result<(), OwnershipError> {
+    let failed = |source| OwnershipError::Io { what: "look at", path: socket.to_owned(), source };
+    let metadata = match fs::symlink_metadata(socket) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    if !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()) {
+        return Err(OwnershipError::NotASocket(socket.to_owned()));
+    }
+    match UnixStream::connect(socket) {
+        Ok(stream) => {
+            let pid = super::peer::of(&stream).map(|(_, pid)| format!(" (pid {pid})")).unwrap_or_default();
+            Err(OwnershipError::Taken { path: socket.to_owned(), who: pid, option: "--socket" })
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            tracing::info!(socket = %socket.display(), "removing the socket of a broker that is gone");
+            fs::remove_file(socket)
+                .map_err(|source| OwnershipError::Io { what: "remove the stale socket", path: socket.to_owned(), source })
+        }
+        Err(error) => Err(failed(error)),
+    }
+}

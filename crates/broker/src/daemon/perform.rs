@@ -1,0 +1,432 @@
+//! Effects: what the machines decide, done.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage};
+
+use super::driver::{Driver, Kind};
+use super::hosted::{Launched, Running};
+use super::work::{self, Ending, Order, Report};
+use super::clock::now;
+use super::{tasks, telling};
+use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket, Waiter};
+use crate::core::millis_up;
+use crate::core::registry::BackendId;
+use crate::net::endpoint::{self, ConnectError, Connection};
+use crate::net::ownership;
+use crate::net::sock_diag::{established_tcp, established_unix};
+use crate::process::exit::{Exit, peek};
+use crate::process::forked::survivors;
+use crate::process::group::{Tree, signal};
+use crate::process::kernel;
+use crate::process::spawn;
+use crate::services::{self, Probe};
+
+impl Driver {
+    pub(super) fn perform(&mut self, id: BackendId, effect: Effect) {
+        match effect {
+            Effect::Start { generation } => self.start(id, generation),
+            Effect::Probe { generation } => self.probe(id, generation),
+            Effect::Follow { generation } => self.follow(id, generation),
+            Effect::Terminate { generation } => self.snapshot_then_terminate(id, generation),
+            Effect::End { generation } => self.end(id, generation),
+            Effect::CountConnections { generation } => self.count_connections(id, generation),
+            Effect::Negotiate { ticket, generation } => self.negotiate(id, ticket, generation),
+            Effect::Refuse { ticket, refusal } => self.refuse(ticket, *refusal),
+            Effect::Stopped { ticket } => self.stopped(ticket),
+            Effect::Progress { ticket, progress } => {
+                let Some((key, _)) = self.registry.get(id) else { return };
+                let version = key.version.to_string();
+                if let Some((session, request_id)) = self.asker(ticket) {
+                    let progress = telling::progress(request_id, version, progress);
+                    session.send(&ServerMessage::Progress(progress), None);
+                }
+            }
+            Effect::Tell { ticket, news } => {
+                let endpoint = self.hosted.get(&id).and_then(|h| h.running.as_ref()).map(|r| r.endpoint.clone());
+                if let Some((session, request_id)) = self.asker(ticket)
+                    && let Some(event) = telling::event(news, endpoint)
+                {
+                    let is_over = event == broker_proto::Event::Stopped;
+                    session.send(&ServerMessage::Event { request_id, event }, None);
+                    if is_over {
+                        self.close_request(ticket);
+                    }
+                }
+            }
+        }
+    }
+
+    fn asker(&self, ticket: Ticket) -> Option<(Rc<super::session::Session>, u64)> {
+        let asked = self.asked.get(&ticket)?;
+        Some((self.session(asked.session)?, asked.request_id))
+    }
+
+    /// Runs a job on a worker thread that reports back.
+    pub(super) fn work(&self, job: impl FnOnce() -> Report + Send + 'static) -> std::io::Result<()> {
+        let reports = self.reports.clone();
+        self.pool.run(move || {
+            // The receiver goes last, with the broker itself.
+            let _ = reports.blocking_send(job());
+        })
+    }
+
+    fn start(&mut self, id: BackendId, generation: u64) {
+        let Some((key, _)) = self.registry.get(id) else { return };
+        let Some(hosted) = self.hosted.get_mut(&id) else { return };
+        let definition = Arc::clone(&hosted.definition);
+        tracing::info!(backend = %key, generation, "starting");
+        let socket = match &definition.endpoint {
+            services::Endpoint::Unix { path: Some(path) } => path.clone(),
+            services::Endpoint::Unix { path: None } | services::Endpoint::Tcp { .. } => self.places.socket(key),
+        };
+        let is_awaited = matches!(definition.endpoint, services::Endpoint::Unix { .. })
+            && matches!(definition.readiness.probe, Probe::Connect);
+        if is_awaited {
+            self.watches.add(&socket, id, generation);
+        }
+        let order = Order {
+            key: key.clone(),
+            socket,
+            notify: self.places.notify(key, generation),
+            data: self.places.data(key),
+            logs: self.places.logs(key),
+            listener: hosted.listener.clone(),
+            nofile_soft: self.nofile_soft,
+            definition,
+        };
+        let mains = self.mains.clone();
+        let job = move || Report::Launched { id, generation, result: work::launch(&order, &mains) };
+        if let Err(error) = self.work(job) {
+            let reason = format!("no thread to start it from: {error}");
+            let refusal = Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT));
+            self.follow_up(id, Event::StartFailed { generation, refusal });
+        }
+    }
+
+    /// Takes what a launch made, and begins to watch it.
+    pub(super) fn launched(&mut self, id: BackendId, generation: u64, result: Result<Box<Launched>, Box<Refusal>>) {
+        let Some((key, _)) = self.registry.get(id) else { return };
+        let Some(hosted) = self.hosted.get_mut(&id) else { return };
+        let launched = match result {
+            Ok(launched) => *launched,
+            Err(refusal) => {
+                tracing::warn!(backend = %key, generation, code = %refusal.code, "not started: {}", refusal.reason);
+                self.unwatch(id);
+                self.dispatch(id, Event::StartFailed { generation, refusal: *refusal });
+                return;
+            }
+        };
+        let Launched { main, endpoint, facts, log, listener, notify, probe } = launched;
+        tracing::info!(backend = %key, generation, pid = main.pid.as_raw(), %endpoint, "started");
+        let (over, is_over) = tokio::sync::watch::channel(());
+        let mut running_tasks = vec![tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&main.pidfd))];
+        if let Some(notify) = notify {
+            running_tasks.push(tasks::watch_notify(self.me.clone(), id, generation, notify));
+        }
+        drop(is_over);
+        self.launched_one.notify_one();
+        hosted.listener = listener;
+        hosted.log = Some(log.clone());
+        hosted.running = Some(Running {
+            generation,
+            definition: Arc::clone(&hosted.definition),
+            endpoint,
+            main,
+            facts: Arc::new(facts),
+            known: Vec::new(),
+            tree: None,
+            log,
+            probe: probe.map(Arc::new),
+            over,
+            tasks: running_tasks,
+        });
+        self.dispatch(id, Event::Started { generation });
+    }
+
+    fn unwatch(&mut self, id: BackendId) {
+        let Some((key, _)) = self.registry.get(id) else { return };
+        let path = match self.hosted.get(&id).map(|hosted| &hosted.definition.endpoint) {
+            Some(services::Endpoint::Unix { path: Some(path) }) => path.clone(),
+            _ => self.places.socket(key),
+        };
+        self.watches.remove(&path);
+    }
+
+    /// Looks whether the endpoint serves; a command is started instead.
+    fn probe(&mut self, id: BackendId, generation: u64) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        if let Some(command) = running.probe.clone() {
+            let job = move || {
+                let probe = spawn::spawn(&command).map_err(|error| error.to_string());
+                Report::Probing { id, generation, probe }
+            };
+            if let Err(error) = self.work(job) {
+                let obstacle = Some(format!("the probe cannot be started: {error}"));
+                self.follow_up(id, Event::Probed { generation, ready: false, obstacle });
+            }
+            return;
+        }
+        let backend = ownership::Backend { main: running.main.pid, known: &running.known };
+        let (result, what) = match &running.endpoint {
+            Endpoint::Unix { path } => (endpoint::probe_unix(path.as_ref(), backend), path.clone()),
+            Endpoint::Tcp { port, .. } => (endpoint::probe_tcp(*port, backend), format!("port {port}")),
+        };
+        let (ready, obstacle) = match result {
+            endpoint::Probe::Ready { .. } => (true, None),
+            endpoint::Probe::NotYet => (false, None),
+            endpoint::Probe::Stranger { pid, command } => {
+                let who = pid.map(|pid| format!("pid {pid}")).unwrap_or_else(|| "another process".to_owned());
+                let name = command.map(|command| format!(" ({command})")).unwrap_or_default();
+                (false, Some(format!("{what} is served by {who}{name}, which is not of this backend")))
+            }
+            endpoint::Probe::Failed(error) => (false, Some(format!("{what} cannot be probed: {error}"))),
+        };
+        self.follow_up(id, Event::Probed { generation, ready, obstacle });
+    }
+
+    /// A probe command runs; its end is the answer.
+    pub(super) fn probing(&mut self, id: BackendId, generation: u64, probe: Result<spawn::Spawned, String>) {
+        let running = self.hosted.get_mut(&id).and_then(|h| h.generation(generation));
+        match (probe, running) {
+            (Ok(probe), Some(running)) => {
+                let is_over = running.over.subscribe();
+                tasks::watch_probe(self.me.clone(), id, generation, probe, is_over);
+            }
+            (Ok(probe), None) => tasks::end_probe(&self.pool, probe),
+            (Err(error), _) => {
+                let obstacle = Some(format!("the probe cannot be started: {error}"));
+                self.dispatch(id, Event::Probed { generation, ready: false, obstacle });
+            }
+        }
+    }
+
+    /// The main process has ended, or seems to have.
+    pub(super) fn main_ended(&mut self, id: BackendId, generation: u64) {
+        if let Some(event) = self.look_at_main(id, generation) {
+            self.dispatch(id, event);
+        }
+    }
+
+    /// Looks at the main process now; the event of its end, if it has ended.
+    pub(super) fn look_at_main(&mut self, id: BackendId, generation: u64) -> Option<Event> {
+        let (key, backend) = self.registry.get(id)?;
+        let is_ready = backend.view(now()).state == broker_proto::State::Ready;
+        let running = self.hosted.get_mut(&id)?.generation(generation)?;
+        if !kernel::has_ended(running.main.pidfd.as_fd()) {
+            return None;
+        }
+        let exit = peek(running.main.pidfd.as_fd()).ok().flatten().unwrap_or(Exit::Unknown);
+        let mains = &self.mains;
+        // One that was ready must still be: then its listening socket lives on in those who survive.
+        let survives = exit.is_success()
+            && survivors(&running.facts, |pid| mains.contains(pid)).is_ok_and(|found| !found.is_empty())
+            && (!is_ready || connect(&running.endpoint).is_ok());
+        tracing::info!(backend = %key, generation, pid = running.main.pid.as_raw(), survives, "the main process {exit}");
+        Some(Event::Exited { generation, exit: telling::exit(exit), survivors: survives })
+    }
+
+    /// Takes the oldest survivor of a daemon that forked away for the main process.
+    fn follow(&mut self, id: BackendId, generation: u64) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        let mains = &self.mains;
+        let mut found = survivors(&running.facts, |pid| mains.contains(pid)).unwrap_or_default().into_iter();
+        let launcher = running.main.pid;
+        let Some(survivor) = found.next() else {
+            // It was there a moment ago and has ended as well.
+            self.follow_up(id, Event::Exited { generation, exit: broker_proto::Exit::Unknown, survivors: false });
+            return;
+        };
+        let group = crate::process::identity::stat(survivor.pid).ok().flatten().map_or(survivor.pid, |s| s.group);
+        tracing::info!(generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), "the daemon forked away");
+        mains.insert(survivor.pid);
+        mains.remove(launcher);
+        if let Err(error) = kernel::reap(&running.main.pidfd) {
+            tracing::warn!(%error, "a launcher cannot be reaped");
+        }
+        running.known.push(launcher);
+        running.known.extend(found.map(|other| other.pid));
+        running.main =
+            super::hosted::Main { pid: survivor.pid, pidfd: Arc::new(survivor.pidfd), group };
+        let watch = tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&running.main.pidfd));
+        running.tasks.push(watch);
+        self.probe(id, generation);
+    }
+
+    /// Looks for the descendants first: once the main process has ended nothing leads to those that left its group.
+    fn snapshot_then_terminate(&mut self, id: BackendId, generation: u64) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        let main = running.main.pid;
+        let job = move || Report::Tree { id, generation, tree: Tree::snapshot(main).unwrap_or_default() };
+        if self.work(job).is_err() {
+            self.terminate(id, generation, Tree::default());
+        }
+    }
+
+    /// Asks the group to end. The main process is not reaped before its end is worked off here, so the number is its own.
+    pub(super) fn terminate(&mut self, id: BackendId, generation: u64, tree: Tree) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        if running.tree.replace(tree).is_some() {
+            return;
+        }
+        let stop_signal = running.definition.lifecycle.stop_signal;
+        if let Some((key, _)) = self.registry.get(id) {
+            tracing::info!(backend = %key, generation, signal = stop_signal.as_str(), "stopping");
+        }
+        if let Err(error) = signal(running.main.group, stop_signal) {
+            tracing::warn!(%error, pid = running.main.pid.as_raw(), "cannot signal a process group");
+        }
+    }
+
+    /// Ends what is left of a generation.
+    fn end(&mut self, id: BackendId, generation: u64) {
+        self.unwatch(id);
+        let Some(hosted) = self.hosted.get_mut(&id) else { return };
+        let Some(running) = hosted.running.take_if(|running| running.generation == generation) else { return };
+        let inherits = hosted.listener.is_some();
+        let socket = match &running.endpoint {
+            Endpoint::Unix { path } if !inherits => Some(PathBuf::from(path)),
+            Endpoint::Unix { .. } | Endpoint::Tcp { .. } => None,
+        };
+        let Running { main, facts, tree, log, .. } = running;
+        let ending = Ending { main, facts, tree: tree.unwrap_or_default(), socket, log };
+        let mains = self.mains.clone();
+        let job = move || {
+            let (trace, remaining) = work::finish(ending, &mains);
+            Report::Gone { id, generation, trace, remaining }
+        };
+        if let Err(error) = self.work(job) {
+            tracing::error!(%error, generation, "no thread to end a backend from");
+            self.follow_up(id, Event::Gone { generation, trace: crate::core::backend::Trace::default() });
+        }
+    }
+
+    fn count_connections(&mut self, id: BackendId, generation: u64) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        let count = match &running.endpoint {
+            Endpoint::Unix { path } => established_unix(path.as_ref()),
+            Endpoint::Tcp { port, .. } => established_tcp(*port),
+        };
+        // What cannot be counted is not cut off.
+        let count = count.unwrap_or_else(|error| {
+            tracing::warn!(%error, endpoint = %running.endpoint, "connections cannot be counted; taken for busy");
+            1
+        });
+        self.follow_up(id, Event::Connections { generation, count });
+    }
+
+    fn negotiate(&mut self, id: BackendId, ticket: Ticket, generation: u64) {
+        let Some(asked) = self.asked.get(&ticket).copied() else { return };
+        let Some((key, _)) = self.registry.get(id) else { return };
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else {
+            tracing::error!(backend = %key, generation, "a backend is ready that does not run");
+            let refusal = Refusal::new(Code::Internal, "the backend is ready and does not run, see the broker's log");
+            self.refuse(ticket, refusal.retry_after_ms(millis_up(RETRY_HINT)));
+            self.follow_up(id, Event::Withdraw(ticket));
+            return;
+        };
+        let negotiated = Negotiated {
+            request_id: asked.request_id,
+            instance: key.instance.to_string(),
+            service: key.service.to_string(),
+            version: key.version.to_string(),
+            endpoint: running.endpoint.clone(),
+            generation,
+            pid: u32::try_from(running.main.pid.as_raw()).ok(),
+            connected: asked.kind == Kind::Hello(Delivery::Connected),
+        };
+        match asked.kind {
+            Kind::Hello(Delivery::Endpoint) => self.send_negotiated(asked.session, negotiated, None),
+            Kind::Hello(Delivery::Connected) => match connect(&running.endpoint) {
+                Ok(Connection::Made(socket)) => self.send_negotiated(asked.session, negotiated, Some(socket)),
+                Ok(Connection::Pending(socket)) => {
+                    tasks::finish_connection(self.me.clone(), ticket, negotiated, socket);
+                }
+                Err(error) => self.not_connected(id, ticket, generation, &error),
+            },
+            Kind::Start | Kind::Part(_) => self.order_done(ticket, telling::backend(&negotiated)),
+        }
+    }
+
+    pub(super) fn send_negotiated(
+        &self,
+        session: super::session::SessionId,
+        negotiated: Negotiated,
+        socket: Option<std::os::fd::OwnedFd>,
+    ) {
+        if let Some(session) = self.session(session) {
+            session.send(&ServerMessage::Negotiated(negotiated), socket);
+        }
+    }
+
+    /// The backend is ready and takes no connection. If it has just ended, the client waits for the next generation.
+    fn not_connected(&mut self, id: BackendId, ticket: Ticket, generation: u64, error: &ConnectError) {
+        let Some(asked) = self.asked.get(&ticket).copied() else { return };
+        self.follow_up(id, Event::Withdraw(ticket));
+        if let Some(ended) = self.look_at_main(id, generation) {
+            self.follow_up(id, ended);
+            self.follow_up(id, Event::Hello(Waiter { ticket, deadline: asked.deadline, holds: true }));
+            return;
+        }
+        let code = match error {
+            ConnectError::Busy => Code::Overloaded,
+            ConnectError::Dead | ConnectError::Io(_) => Code::BackendUnavailable,
+        };
+        self.refuse(ticket, Refusal::new(code, error.to_string()).retry_after_ms(millis_up(RETRY_HINT)));
+    }
+
+    /// A connection that was begun for a client was not made.
+    pub(super) fn connection_failed(&mut self, ticket: Ticket, generation: u64, error: &ConnectError) {
+        if let Some(asked) = self.asked.get(&ticket).copied() {
+            self.not_connected(asked.backend, ticket, generation, error);
+            self.dispatch(asked.backend, Event::Tick);
+        }
+    }
+
+    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+        let Some(asked) = self.asked.get(&ticket).copied() else { return };
+        if let Some((key, _)) = self.registry.get(asked.backend) {
+            tracing::info!(backend = %key, code = %refusal.code, "refused: {}", refusal.reason);
+        }
+        if let Kind::Part(_) = asked.kind {
+            self.part_refused(ticket, refusal);
+            return;
+        }
+        self.close_request(ticket);
+        if let Some(session) = self.session(asked.session) {
+            session.refuse(asked.request_id, refusal);
+        }
+    }
+
+    /// Nothing of a backend is left.
+    pub(super) fn gone(&mut self, id: BackendId, generation: u64, event: Event, remaining: &[nix::unistd::Pid]) {
+        if let Some((key, _)) = self.registry.get(id) {
+            if remaining.is_empty() {
+                tracing::debug!(backend = %key, generation, "gone");
+            } else {
+                tracing::error!(backend = %key, generation, ?remaining, "killed, and yet these processes remain");
+            }
+        }
+        self.dispatch(id, event);
+    }
+
+    /// Forgets the listening socket of a backend whose definition wants another, or none.
+    pub(super) fn redefine(&mut self, id: BackendId, definition: Arc<services::Definition>) {
+        let waiters_max = self.config.limits.waiters_per_backend;
+        let policies = super::hosted::policies(&definition, waiters_max);
+        if let Some(hosted) = self.hosted.get_mut(&id) {
+            hosted.definition = definition;
+        }
+        self.dispatch(id, Event::Redefine(policies));
+    }
+}
+
+fn connect(endpoint: &Endpoint) -> Result<Connection, ConnectError> {
+    match endpoint {
+        Endpoint::Unix { path } => endpoint::connect_unix(path.as_ref()).map(Connection::Made),
+        Endpoint::Tcp { port, .. } => endpoint::connect_tcp(*port),
+    }
+}

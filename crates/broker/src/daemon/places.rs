@@ -1,0 +1,148 @@
+//! Where things of the broker and of its backends lie.
+//!
+//! Endpoints lie in a folder beside the broker's socket (`/run/broker/broker.sock.d/`), what outlives a start in the
+//! state folder. The same key always has the same places.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::core::registry::BackendKey;
+use crate::net::endpoint::remove_dead_unix;
+use crate::services::values::SOCKET_PATH_MAX;
+
+/// Room for what follows an endpoint's stem: `.` and a generation of twenty digits and `.notify`.
+const SUFFIX_MAX: usize = 28;
+
+/// The folders of one broker.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    endpoints: PathBuf,
+    state: PathBuf,
+}
+
+impl Places {
+    pub(super) fn new(socket: &Path, state: &Path) -> Self {
+        let mut endpoints = socket.as_os_str().to_owned();
+        endpoints.push(".d");
+        Self { endpoints: endpoints.into(), state: state.to_owned() }
+    }
+
+    /// The folder of endpoints.
+    pub(super) fn endpoints(&self) -> &Path {
+        &self.endpoints
+    }
+
+    /// The Unix socket of a backend whose service file names none.
+    pub(super) fn socket(&self, key: &BackendKey) -> PathBuf {
+        self.endpoint(key, ".sock")
+    }
+
+    /// The notify socket of one start.
+    pub(super) fn notify(&self, key: &BackendKey, generation: u64) -> PathBuf {
+        self.endpoint(key, &format!(".{generation}.notify"))
+    }
+
+    /// Readable where the kernel's limit on socket paths allows it, else a hash. `@` and `~` are in no name.
+    fn endpoint(&self, key: &BackendKey, suffix: &str) -> PathBuf {
+        let readable = format!("{}@{}~{}", key.service, key.version, key.instance);
+        let room = SOCKET_PATH_MAX.saturating_sub(self.endpoints.as_os_str().len() + 1 + SUFFIX_MAX);
+        let stem = if readable.len() <= room { readable } else { format!("{:016x}", fnv1a(readable.as_bytes())) };
+        self.endpoints.join(stem + suffix)
+    }
+
+    /// The private folder of a backend, which outlives it (`{state_dir}`).
+    pub(super) fn data(&self, key: &BackendKey) -> PathBuf {
+        self.of_backend(key).join("data")
+    }
+
+    /// The folder of a backend's log files.
+    pub(super) fn logs(&self, key: &BackendKey) -> PathBuf {
+        self.of_backend(key).join("logs")
+    }
+
+    fn of_backend(&self, key: &BackendKey) -> PathBuf {
+        let backends = self.state.join("backends");
+        backends.join(key.instance.as_str()).join(key.service.as_str()).join(key.version.to_string())
+    }
+
+    /// Removes the sockets of an earlier broker that nobody serves.
+    pub(super) fn sweep(&self) {
+        let entries = fs::read_dir(&self.endpoints).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()) {
+            let result = match path.extension().and_then(|extension| extension.to_str()) {
+                // Its reader was the earlier broker, and that is gone: we hold its lock.
+                Some("notify") => fs::remove_file(&path),
+                Some("sock") => remove_dead_unix(&path).map(drop),
+                _ => Ok(()),
+            };
+            if let Err(error) = result {
+                tracing::warn!(%error, path = %path.display(), "cannot remove what an earlier broker left");
+            }
+        }
+    }
+
+    /// The lock that makes this state folder one broker's.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.state.join("lock")
+    }
+}
+
+/// Makes a folder and those above it, each new one for its owner alone: 0700, or 0750 with a group.
+pub(super) fn make_private(directory: &Path, group: Option<u32>) -> io::Result<()> {
+    let exists = directory.is_dir();
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    if let (false, Some(group)) = (exists, group) {
+        std::os::unix::fs::chown(directory, None, Some(group))?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o750))?;
+    }
+    Ok(())
+}
+
+/// The 64-bit FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in every release, unlike the
+/// standard library's.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use broker_proto::{InstanceName, ServiceName};
+
+    use super::*;
+
+    fn key(instance: &str) -> BackendKey {
+        BackendKey {
+            instance: InstanceName::parse(instance).expect("valid"),
+            service: ServiceName::parse("redis").expect("valid"),
+            version: semver::Version::new(7, 0, 15),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_readable_where_it_fits() {
+        let places = Places::new(Path::new("/run/broker/broker.sock"), Path::new("/var/lib/broker"));
+        let socket = places.socket(&key("default"));
+        assert_eq!(socket, Path::new("/run/broker/broker.sock.d/redis@7.0.15~default.sock"));
+        let notify = places.notify(&key("default"), 3);
+        assert_eq!(notify, Path::new("/run/broker/broker.sock.d/redis@7.0.15~default.3.notify"));
+        assert_eq!(places.logs(&key("ci")), Path::new("/var/lib/broker/backends/ci/redis/7.0.15/logs"));
+    }
+
+    #[test]
+    fn a_long_name_still_has_a_socket_that_the_kernel_takes() {
+        let places = Places::new(Path::new("/run/user/1000/broker/broker.sock"), Path::new("/s"));
+        let (one, other) = (key(&"x".repeat(64)), key(&"y".repeat(64)));
+        assert!(places.socket(&one).as_os_str().len() <= SOCKET_PATH_MAX);
+        assert!(places.notify(&one, u64::MAX).as_os_str().len() <= SOCKET_PATH_MAX);
+        assert_ne!(places.socket(&one), places.socket(&other));
+    }
+
+    #[test]
+    fn fnv_1a_agrees_with_its_published_vectors() {
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+    }
+}

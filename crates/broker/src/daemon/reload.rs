@@ -1,0 +1,87 @@
+//! Service files that changed, applied.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use broker_proto::{RequestId, ServiceName};
+use serde_json::json;
+
+use super::admin::reply;
+use super::driver::Driver;
+use super::report;
+use super::session::SessionId;
+use crate::services::{Catalog, Service, Severity};
+
+impl Driver {
+    /// Takes over what was read. Backends that run keep what they were started with; a service whose file has become
+    /// bad keeps its last good definition.
+    pub(super) fn loaded(&mut self, mut catalog: Catalog, asker: Option<(SessionId, RequestId)>) {
+        let old = std::mem::take(&mut self.catalog.services);
+        keep_last_good(&old, &mut catalog);
+        let new = &catalog.services;
+        let added: Vec<&ServiceName> = new.keys().filter(|name| !old.contains_key(name)).collect();
+        let removed: Vec<&ServiceName> = old.keys().filter(|name| !new.contains_key(name)).collect();
+        let changed: Vec<&ServiceName> =
+            new.iter().filter(|(name, service)| old.get(name).is_some_and(|o| o != *service)).map(|(n, _)| n).collect();
+        let names = |names: &[&ServiceName]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let document = json!({
+            "services": new.len(),
+            "versions": new.values().map(|service| service.versions.len()).sum::<usize>(),
+            "added": names(&added),
+            "changed": names(&changed),
+            "removed": names(&removed),
+            "problems": report::problems(&catalog.problems),
+        });
+        tracing::info!(
+            services = new.len(), added = added.len(), changed = changed.len(), removed = removed.len(), "reloaded"
+        );
+        self.catalog = catalog;
+        self.log_problems();
+        self.redefine_changed();
+        if let Some((session, request_id)) = asker
+            && let Some(session) = self.session(session)
+        {
+            reply(&session, request_id, &document);
+        }
+    }
+
+    /// Tells the machines whose definition is another now.
+    fn redefine_changed(&mut self) {
+        let changed: Vec<_> = self
+            .registry
+            .iter()
+            .filter_map(|(id, key, _)| {
+                let definition = self.catalog.services.get(&key.service)?.versions.get(&key.version)?;
+                let hosted = self.hosted.get(&id)?;
+                (hosted.definition != *definition).then(|| (id, Arc::clone(definition)))
+            })
+            .collect();
+        for (id, definition) in changed {
+            self.redefine(id, definition);
+        }
+    }
+
+    pub(super) fn log_problems(&self) {
+        for problem in &self.catalog.problems {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+            }
+        }
+    }
+}
+
+/// A service that is missing because its own file has errors now stays as it was.
+fn keep_last_good(old: &BTreeMap<ServiceName, Service>, catalog: &mut Catalog) {
+    for (name, service) in old {
+        if catalog.services.contains_key(name) {
+            continue;
+        }
+        let spoiled =
+            catalog.problems.iter_mut().find(|p| p.severity == Severity::Error && p.file == service.source);
+        if let Some(problem) = spoiled {
+            problem.message.push_str(&format!(" (the broker goes on with the last good definition of `{name}`)"));
+            catalog.services.insert(name.clone(), service.clone());
+        }
+    }
+}

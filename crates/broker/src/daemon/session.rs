@@ -1,0 +1,274 @@
+//! One client connection: bytes to messages, messages to the driver, answers to bytes.
+//!
+//! Owns the stream and its limits, and decides nothing about backends.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use broker_proto::{
+    ClientMessage, Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Preamble,
+    Reassembler, Refusal, ServerMessage, decode,
+};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::driver::Shared;
+use super::outbox::Outbox;
+use crate::core::admission::Peer;
+
+/// Names a session in the driver; never given out twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct SessionId(pub(super) u64);
+
+/// A connection and what is known of its peer.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) peer: Peer,
+    /// The process that connected.
+    pub(super) pid: i32,
+    stream: UnixStream,
+    outbox: RefCell<Outbox>,
+    /// Answers are collected while input is worked off, and written together.
+    corked: Cell<bool>,
+    closing: Cell<bool>,
+    /// Our preamble is sent, so messages may follow.
+    greeted: Cell<bool>,
+    wake: Notify,
+}
+
+/// How far the peer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Preamble,
+    /// The message that came with a preamble in a version that nobody here can read.
+    UnreadableMessage,
+    FirstMessage,
+    Accepted,
+}
+
+/// The session is over.
+struct End;
+
+impl Session {
+    pub(super) fn new(id: SessionId, stream: UnixStream, peer: Peer, pid: i32) -> Self {
+        Self {
+            id,
+            peer,
+            pid,
+            stream,
+            outbox: RefCell::default(),
+            corked: Cell::new(false),
+            closing: Cell::new(false),
+            greeted: Cell::new(false),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Sends a message, at once if the socket takes it.
+    pub(super) fn send(&self, message: &ServerMessage, descriptor: Option<OwnedFd>) {
+        if let Err(overfull) = self.outbox.borrow_mut().push(message, descriptor) {
+            tracing::warn!(session = self.id.0, pid = self.pid, %overfull, "closing a session");
+            self.close();
+            return;
+        }
+        if !self.corked.get() {
+            self.flush();
+        }
+    }
+
+    /// Whether the peer has said which protocol it speaks, and was answered.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.greeted.get()
+    }
+
+    /// Sends our preamble, unless it was sent: what follows is in that version.
+    fn greet(&self, version: u16) {
+        if !self.greeted.replace(true) {
+            self.outbox.borrow_mut().push_bytes(&Preamble::writing(version).to_bytes());
+        }
+    }
+
+    /// Refuses a request; 0 is one that could not be read.
+    pub(super) fn refuse(&self, request_id: u64, refusal: Refusal) {
+        self.send(&ServerMessage::Refused { request_id, refusal }, None);
+    }
+
+    /// Ends the session once its task gets to it.
+    pub(super) fn close(&self) {
+        self.closing.set(true);
+        self.wake.notify_one();
+    }
+
+    fn flush(&self) {
+        let mut outbox = self.outbox.borrow_mut();
+        match outbox.flush(&self.stream) {
+            Ok(()) if outbox.is_empty() => {}
+            Ok(()) => self.wake.notify_one(),
+            Err(_) => self.close(),
+        }
+    }
+}
+
+/// Serves one connection until it ends.
+pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Duration) {
+    let mut input = Reassembler::default();
+    let mut stage = Stage::Preamble;
+    // A message, once begun, must be whole by then; so must the first one, once connected.
+    let mut due = Some(Instant::now() + patience);
+    while !session.closing.get() {
+        let writing = !session.outbox.borrow().is_empty();
+        tokio::select! {
+            ready = session.stream.readable() => {
+                if ready.is_err() || read(&session, &mut input).is_err() {
+                    break;
+                }
+                session.corked.set(true);
+                let result = take_input(&driver, &session, &mut input, &mut stage);
+                session.corked.set(false);
+                session.flush();
+                if result.is_err() {
+                    break;
+                }
+                let waiting = stage != Stage::Accepted || input.is_midway();
+                due = if waiting { due.or_else(|| Some(Instant::now() + patience)) } else { None };
+                input.release_memory();
+            }
+            ready = session.stream.writable(), if writing => {
+                if ready.is_err() {
+                    break;
+                }
+                session.flush();
+            }
+            () = session.wake.notified() => {}
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                let reason = format!("no whole message within {} ms", patience.as_millis());
+                session.greet(HIGHEST_VERSION);
+                session.refuse(0, Refusal::new(Code::Malformed, reason));
+                break;
+            }
+        }
+    }
+    driver.borrow_mut().session_ended(session.id);
+}
+
+/// Reads what there is. `Err` is the end of the stream.
+fn read(session: &Session, input: &mut Reassembler) -> Result<(), End> {
+    match session.stream.try_read_buf(input.space()) {
+        Ok(0) => Err(End),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+        Err(_) => Err(End),
+    }
+}
+
+/// Works off every whole message.
+fn take_input(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) -> Result<(), End> {
+    loop {
+        let progress = match *stage {
+            Stage::Preamble => take_preamble(driver, session, input, stage)?,
+            Stage::UnreadableMessage => skip_message(session, input, stage)?,
+            Stage::FirstMessage => take_message(driver, session, input, stage, FIRST_FRAME_MAX)?,
+            Stage::Accepted => take_message(driver, session, input, stage, FRAME_MAX)?,
+        };
+        if !progress || session.closing.get() {
+            return Ok(());
+        }
+    }
+}
+
+fn take_preamble(
+    driver: &Shared,
+    session: &Session,
+    input: &mut Reassembler,
+    stage: &mut Stage,
+) -> Result<bool, End> {
+    let preamble = match input.preamble() {
+        Ok(Some(preamble)) => preamble,
+        Ok(None) => return Ok(false),
+        Err(error) => return Err(end(session, &error)),
+    };
+    if preamble.is_readable() {
+        session.greet(preamble.written);
+        driver.borrow().greeted(session);
+        *stage = Stage::FirstMessage;
+        return Ok(true);
+    }
+    // Our own preamble, and nothing after it: the client writes again in a version that both know, or goes away.
+    session.outbox.borrow_mut().push_bytes(&Preamble::writing(0).to_bytes());
+    if preamble.common().is_some() {
+        *stage = Stage::UnreadableMessage;
+        return Ok(true);
+    }
+    tracing::info!(
+        session = session.id.0,
+        "a client speaks versions {} to {} of the protocol, this broker {LOWEST_VERSION} to {HIGHEST_VERSION}",
+        preamble.lowest,
+        preamble.highest
+    );
+    session.flush();
+    Err(End)
+}
+
+/// Frames are the same in every version, so a message that cannot be read can be passed over.
+fn skip_message(session: &Session, input: &mut Reassembler, stage: &mut Stage) -> Result<bool, End> {
+    match input.frame(FIRST_FRAME_MAX) {
+        Ok(Some(_)) => {
+            *stage = Stage::Preamble;
+            Ok(true)
+        }
+        Ok(None) => Ok(false),
+        Err(error) => Err(end(session, &error)),
+    }
+}
+
+fn take_message(
+    driver: &Shared,
+    session: &Session,
+    input: &mut Reassembler,
+    stage: &mut Stage,
+    limit: usize,
+) -> Result<bool, End> {
+    let body = match input.frame(limit) {
+        Ok(Some(body)) => body,
+        Ok(None) => return Ok(false),
+        Err(error) => return Err(end(session, &error)),
+    };
+    match decode::<ClientMessage>(body) {
+        Ok(message) => {
+            *stage = Stage::Accepted;
+            driver.borrow_mut().client_message(session, message);
+            Ok(true)
+        }
+        Err(error) => {
+            let reason = match std::error::Error::source(&error) {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            };
+            session.refuse(0, Refusal::new(Code::Malformed, reason));
+            // The frame is whole, so an accepted session goes on after it; a first message must be one.
+            if *stage == Stage::Accepted { Ok(true) } else { Err(end_after_flush(session)) }
+        }
+    }
+}
+
+/// Says why the stream is lost, and ends it.
+fn end(session: &Session, error: &FrameError) -> End {
+    session.greet(HIGHEST_VERSION);
+    session.refuse(0, Refusal::new(Code::Malformed, error.to_string()));
+    end_after_flush(session)
+}
+
+fn end_after_flush(session: &Session) -> End {
+    session.flush();
+    End
+}
+
+/// Refuses a connection before it becomes a session.
+pub(super) fn turn_away(session: &Session, refusal: Refusal) {
+    session.greet(HIGHEST_VERSION);
+    session.refuse(0, refusal);
+}

@@ -1,0 +1,163 @@
+//! Daemons that fork away: the process that was spawned exits, and what it left behind is the backend.
+//!
+//! It finds and never signals.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::unistd::{Pid, getpgrp, getsid};
+
+use super::identity::{Stat, open_if, stat};
+use super::orphans::orphans;
+use super::start::{Evidence, StartFacts};
+
+/// The longest chain of parents that is followed.
+const ANCESTORS_MAX: usize = 64;
+
+/// A process of a start that outlives the one that was spawned.
+#[derive(Debug)]
+pub(crate) struct Survivor {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) evidence: Evidence,
+}
+
+/// Finds the orphans that belong to the start, the oldest first: that one is the main process. Its workers are its
+/// children and no orphans.
+///
+/// A daemon that forks twice may be caught between: the first survivor then exits 0 before long, and another call
+/// finds its child. `is_other` says which pids are main processes of other starts.
+pub(crate) fn survivors(start: &StartFacts, is_other: impl Fn(Pid) -> bool) -> io::Result<Vec<Survivor>> {
+    let mut found = Vec::new();
+    for pid in orphans()?.into_iter().filter(|pid| !is_other(*pid) && *pid != start.leader.pid) {
+        let mut evidence = None;
+        let opened = open_if(pid, |facts| {
+            evidence = start.evidence(facts);
+            evidence.is_some()
+        });
+        // One that cannot be opened for lack of descriptors is an error: it must not be taken for absent.
+        if let (Some((facts, pidfd)), Some(evidence)) = (opened?, evidence) {
+            found.push((facts.start_time, Survivor { pid, pidfd, evidence }));
+        }
+    }
+    found.sort_by_key(|(start_time, survivor)| (*start_time, survivor.pid));
+    Ok(found.into_iter().map(|(_, survivor)| survivor).collect())
+}
+
+/// Whether a process (the owner of a socket, the sender of a notification) is part of the backend: its main process, in
+/// its session or group, a descendant of it, or one of the `known`.
+///
+/// `known` holds the process that was spawned even when it is gone: a listener keeps the credentials of whoever called
+/// `listen`, and that may have been the launcher.
+pub(crate) fn belongs(pid: Pid, main: Pid, known: &[Pid]) -> bool {
+    if pid == main || known.contains(&pid) {
+        return true;
+    }
+    let (Ok(Some(facts)), Ok(Some(main_facts))) = (stat(pid), stat(main)) else { return false };
+    // A backend never shares our own group or session; the test is for a caller that names another process as main.
+    let shares_session = facts.session == main_facts.session && getsid(None).is_ok_and(|ours| ours != facts.session);
+    let shares_group = facts.group == main_facts.group && getpgrp() != facts.group;
+    shares_session || shares_group || descends(facts, main, known)
+}
+
+fn descends(mut facts: Stat, main: Pid, known: &[Pid]) -> bool {
+    for _ in 0..ANCESTORS_MAX {
+        if facts.parent == main || known.contains(&facts.parent) {
+            return true;
+        }
+        match stat(facts.parent) {
+            Ok(Some(parent)) if parent.pid != Pid::this() => facts = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::kernel::{reap, wait_ended};
+    use crate::process::testing::{GENEROUS, Start, as_broker, wait_for};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_daemon_that_forked_away_is_found_by_its_session() {
+        as_broker(|| {
+            let start = Start::sh("sleep 1000 & exit 0");
+            assert!(wait_ended(start.spawned.pidfd.as_fd(), GENEROUS));
+            reap(&start.spawned.pidfd).unwrap();
+            let found = survivors(&start.facts, |_| false).unwrap();
+            assert_eq!(found.iter().map(|s| s.evidence).collect::<Vec<_>>(), [Evidence::Session]);
+        });
+    }
+
+    #[test]
+    fn a_daemon_that_forked_into_a_session_of_its_own_is_found() {
+        as_broker(|| {
+            for (redirected, evidence) in [("", Evidence::LogFile), (">/dev/null 2>&1", Evidence::NotifySocket)] {
+                let start = Start::sh(&format!("setsid -f sh -c 'sleep 1000 & sleep 1001' {redirected}"));
+                assert!(wait_ended(start.spawned.pidfd.as_fd(), GENEROUS));
+                let mut found = Vec::new();
+                wait_for("the daemon is found", || {
+                    found = survivors(&start.facts, |_| false).unwrap();
+                    found.len() == 1 && found[0].evidence == evidence
+                });
+                let main = found[0].pid;
+                let child = || crate::process::identity::all().unwrap().into_iter().find(|stat| stat.parent == main);
+                wait_for("its child runs", || child().is_some());
+                assert!(belongs(child().unwrap().pid, main, &[]));
+                assert!(belongs(start.spawned.pid, main, &[start.spawned.pid]));
+                assert!(!belongs(Pid::this(), main, &[]));
+                assert!(survivors(&start.facts, |pid| pid == main).unwrap().is_empty());
+                found[0].end();
+            }
+        });
+    }
+
+    #[test]
+    fn the_same_program_of_another_start_is_no_survivor() {
+        as_broker(|| {
+            let other = Start::sh("setsid -f sleep 1000 >/dev/null 2>&1");
+            let start = Start::sh("exit 0");
+            for launcher in [&other, &start] {
+                assert!(wait_ended(launcher.spawned.pidfd.as_fd(), GENEROUS));
+            }
+            wait_for("the other's daemon", || !survivors(&other.facts, |_| false).unwrap().is_empty());
+            assert!(survivors(&start.facts, |_| false).unwrap().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_daemon_that_only_its_program_gives_away_is_found_and_ended() {
+        if !std::path::Path::new("/usr/bin/memcached").exists() {
+            return;
+        }
+        as_broker(|| {
+            // It forks away into a session of its own, with /dev/null for its outputs.
+            let folder = tempfile::tempdir().unwrap();
+            let socket = folder.path().join("socket");
+            let start = Start::untold("/usr/bin/memcached", &["-d", "-u", "root", "-s", socket.to_str().unwrap()]);
+            assert!(wait_ended(start.spawned.pidfd.as_fd(), GENEROUS));
+            let connect = || std::os::unix::net::UnixStream::connect(&socket);
+            wait_for("memcached serves", || connect().is_ok());
+            let found = survivors(&start.facts, |_| false).unwrap();
+            assert_eq!(found.iter().map(|s| s.evidence).collect::<Vec<_>>(), [Evidence::CommandLine]);
+            let is_other = |_| false;
+            let doomed = crate::process::group::Doomed {
+                main: found[0].pid,
+                pidfd: found[0].pidfd.as_fd(),
+                start: Some(&start.facts),
+                tree: crate::process::group::Tree::default(),
+                is_other: &is_other,
+            };
+            assert_eq!(crate::process::group::end(doomed, GENEROUS).remaining, []);
+            assert!(connect().is_err());
+        });
+    }
+
+    impl Survivor {
+        fn end(&self) {
+            crate::process::kernel::pidfd_signal(self.pidfd.as_fd(), nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+    }
+}

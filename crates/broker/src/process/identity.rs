@@ -1,0 +1,166 @@
+//! Who a process is: its number together with its start time, within one boot; and what `/proc` says of it.
+//!
+//! A number alone is never proof: it is reused. It signals nobody.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use nix::unistd::Pid;
+
+use super::kernel::{has_ended, pidfd_open};
+
+/// The facts of `/proc/PID/stat` that the broker decides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: Pid,
+    pub(crate) parent: Pid,
+    pub(crate) group: Pid,
+    pub(crate) session: Pid,
+    /// The state's letter; `Z` is a zombie, or a process whose first thread has ended before the others.
+    pub(crate) state: u8,
+    /// Clock ticks from boot to its start.
+    pub(crate) start_time: u64,
+}
+
+/// A process, told apart from a later one with the same number. Journal it beside [`boot_id`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    pub(crate) pid: Pid,
+    /// Clock ticks from boot to its start (field 22 of `/proc/PID/stat`).
+    pub(crate) start_time: u64,
+}
+
+impl Identity {
+    /// Reads the identity of a running process or zombie; `None` if the number is free.
+    pub(crate) fn of(pid: Pid) -> io::Result<Option<Self>> {
+        Ok(stat(pid)?.map(|stat| stat.identity()))
+    }
+
+    /// Opens the process if it is still this one and has not ended.
+    ///
+    /// The descriptor is opened first, then the facts are read, then it is polled: so the facts are those of the
+    /// process behind the descriptor.
+    pub(crate) fn open(self) -> io::Result<Option<OwnedFd>> {
+        Ok(open_if(self.pid, |stat| stat.start_time == self.start_time)?.map(|(_, pidfd)| pidfd))
+    }
+}
+
+impl Stat {
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { pid: self.pid, start_time: self.start_time }
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        // The name may hold spaces, parentheses and newlines; what follows it holds none.
+        let name_end = text.iter().rposition(|&byte| byte == b')')?;
+        let number_end = text.iter().position(|&byte| byte == b' ')?;
+        let pid = std::str::from_utf8(text.get(..number_end)?).ok()?.parse().ok()?;
+        let rest = std::str::from_utf8(text.get(name_end + 1..)?).ok()?;
+        // Field 3, the state, is the first of these.
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let number = |field: usize| Some(Pid::from_raw(fields.get(field - 3)?.parse().ok()?));
+        Some(Self {
+            pid: Pid::from_raw(pid),
+            parent: number(4)?,
+            group: number(5)?,
+            session: number(6)?,
+            state: *fields.first()?.as_bytes().first()?,
+            start_time: fields.get(22 - 3)?.parse().ok()?,
+        })
+    }
+}
+
+/// A file, however it is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct FileId {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+impl From<&fs::Metadata> for FileId {
+    fn from(metadata: &fs::Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// Whether an error on a path below `/proc/PID` means that the process is gone.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+/// Reads `/proc/PID/stat`; `None` if there is no such process.
+pub(crate) fn stat(pid: Pid) -> io::Result<Option<Stat>> {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => Stat::parse(&text)
+            .map(Some)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"))),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens the process if it runs and its facts pass: descriptor first, then the facts, then a poll.
+pub(crate) fn open_if(pid: Pid, passes: impl FnOnce(&Stat) -> bool) -> io::Result<Option<(Stat, OwnedFd)>> {
+    let pidfd = match pidfd_open(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some(facts) = stat(pid)? else { return Ok(None) };
+    Ok((passes(&facts) && !has_ended(pidfd.as_fd())).then_some((facts, pidfd)))
+}
+
+/// Reads the facts of every process there is, in no order. Those that end meanwhile are left out.
+pub(crate) fn all() -> io::Result<Vec<Stat>> {
+    let numbers = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(numbers.filter_map(|number| stat(Pid::from_raw(number)).ok().flatten()).collect())
+}
+
+/// The name by which people know the process, for messages; `None` if it is gone.
+pub(crate) fn command_name(pid: Pid) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(OsStr::from_bytes(name.trim_ascii_end()).to_string_lossy().chars().filter(|c| !c.is_control()).collect())
+}
+
+/// The kernel's random name of this boot.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
+        let text = b"42 (tmux: s) (x) R 1\n) S 7 40 39 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
+        let stat = Stat::parse(text).unwrap();
+        let pid = Pid::from_raw;
+        let expected =
+            Stat { pid: pid(42), parent: pid(7), group: pid(40), session: pid(39), state: b'S', start_time: 987_654 };
+        assert_eq!(stat, expected);
+        assert_eq!(Stat::parse(b""), None);
+        assert_eq!(Stat::parse(b"1 (x"), None);
+        assert_eq!(Stat::parse(b"1 (x) S 2"), None);
+    }
+
+    #[test]
+    fn we_are_who_we_are() {
+        let me = Identity::of(Pid::this()).unwrap().unwrap();
+        assert!(me.open().unwrap().is_some());
+        assert!(Identity { start_time: me.start_time + 1, ..me }.open().unwrap().is_none());
+        assert_eq!(stat(Pid::this()).unwrap().unwrap().parent, Pid::parent());
+        assert!(all().unwrap().iter().any(|stat| stat.identity() == me));
+        assert_eq!(boot_id().unwrap().len(), 36);
+    }
+
+    #[test]
+    fn a_number_beyond_the_limit_is_nobody() {
+        assert_eq!(stat(Pid::from_raw(i32::MAX)).unwrap(), None);
+        assert!(Identity { pid: Pid::from_raw(i32::MAX), start_time: 1 }.open().unwrap().is_none());
+    }
+}

@@ -1,0 +1,237 @@
+//! Starting a program: `spawn` blocks until the program is executed, or says which step failed and why.
+//!
+//! It clones as glibc's `posix_spawn` does (`CLONE_VM | CLONE_VFORK`): no page tables are copied and a failure comes
+//! back through shared memory. It never runs on the driver's thread, and only on threads that do not exit, because
+//! `PR_SET_PDEATHSIG` is tied to the thread that spawned. What the child does is in `child`.
+
+mod child;
+mod error;
+mod program;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use self::child::{Context, Step};
+pub(crate) use self::error::SpawnError;
+pub(crate) use self::program::resolve_program;
+use super::kernel::reap;
+
+/// How often a program that is being written to is tried again, and how long after the last time. Another thread's
+/// child holds a descriptor of a freshly installed program for the instant between its fork and its exec.
+const BUSY_RETRIES: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// The child's stack while it shares our memory; it calls a dozen functions and no deep ones.
+const STACK_BYTES: usize = 128 * 1024;
+
+/// A listening socket that the program inherits.
+#[derive(Debug, Clone)]
+pub(crate) struct Listen {
+    pub(crate) socket: Arc<OwnedFd>,
+    /// Its name in `LISTEN_FDNAMES`; without a colon.
+    pub(crate) name: String,
+}
+
+/// What to start, and how. Descriptors are shared, so one log file serves as stdout and stderr.
+#[derive(Debug, Clone)]
+pub(crate) struct Command {
+    /// Absolute; see [`resolve_program`].
+    pub(crate) program: PathBuf,
+    /// The arguments, the program's name for itself first.
+    pub(crate) argv: Vec<OsString>,
+    /// The whole environment. `LISTEN_*` is replaced if there is anything in `listen`.
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    pub(crate) working_directory: PathBuf,
+    pub(crate) umask: u32,
+    pub(crate) stdout: Arc<OwnedFd>,
+    pub(crate) stderr: Arc<OwnedFd>,
+    /// Become descriptors 3, 4, … in this order, and set `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES`.
+    pub(crate) listen: Vec<Listen>,
+    /// Whether the kernel kills the program with the broker.
+    pub(crate) die_with_parent: bool,
+    /// The soft limit of descriptors, if the broker raised its own.
+    pub(crate) nofile_soft: Option<u64>,
+}
+
+/// A started program: our child, in a session and group of its own that bear its number.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Starts the program and returns once it is executed. Stdin is `/dev/null`.
+///
+/// # Errors
+/// Says which step failed; nothing of the child is left then. [`SpawnError::is_exhausted`] tells a lack of resources,
+/// which passes, from a command that cannot work.
+pub(crate) fn spawn(command: &Command) -> Result<Spawned, SpawnError> {
+    let prepared = Prepared::new(command)?;
+    let mut tries = 0;
+    loop {
+        match prepared.run(command) {
+            Err(error) if error.errno() == Some(libc::ETXTBSY) && tries < BUSY_RETRIES => {
+                tries += 1;
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Everything that the child reads, in the form in which it reads it.
+struct Prepared {
+    program: CString,
+    directory: CString,
+    argv: Vec<CString>,
+    environment: Vec<Vec<u8>>,
+    /// Whether the last entry of `environment` is `LISTEN_PID=` with room for a number.
+    listens: bool,
+    stdin: File,
+}
+
+impl Prepared {
+    fn new(command: &Command) -> Result<Self, SpawnError> {
+        let text = |what, text: &OsStr| {
+            CString::new(text.as_bytes())
+                .map_err(|_| SpawnError::Nul { what, text: text.to_string_lossy().into_owned() })
+        };
+        let mut environment = Vec::with_capacity(command.environment.len() + 3);
+        let listens = !command.listen.is_empty();
+        for (name, value) in &command.environment {
+            if name.is_empty() || name.as_bytes().contains(&b'=') {
+                return Err(SpawnError::VariableName { name: name.to_string_lossy().into_owned() });
+            }
+            if listens && [&b"LISTEN_FDS"[..], b"LISTEN_PID", b"LISTEN_FDNAMES"].contains(&name.as_bytes()) {
+                continue;
+            }
+            let mut entry = text("the name of an environment variable", name)?.into_bytes();
+            entry.push(b'=');
+            entry.extend_from_slice(text("the value of an environment variable", value)?.to_bytes_with_nul());
+            environment.push(entry);
+        }
+        if listens {
+            let names: Vec<&str> = command.listen.iter().map(|listen| listen.name.as_str()).collect();
+            if let Some(name) = names.iter().find(|name| name.contains(':') || name.contains(char::is_control)) {
+                return Err(SpawnError::ListenName { name: (*name).to_owned() });
+            }
+            environment.push(format!("LISTEN_FDS={}\0", names.len()).into_bytes());
+            environment.push(format!("LISTEN_FDNAMES={}\0", names.join(":")).into_bytes());
+            environment.push([child::LISTEN_PID, &[0; child::NUMBER_BYTES]].concat());
+        }
+        Ok(Self {
+            program: text("the program's path", command.program.as_os_str())?,
+            directory: text("the working directory", command.working_directory.as_os_str())?,
+            argv: command.argv.iter().map(|argument| text("an argument", argument)).collect::<Result<_, _>>()?,
+            environment,
+            listens,
+            stdin: File::open("/dev/null").map_err(|source| SpawnError::prepare("open /dev/null", source))?,
+        })
+    }
+
+    fn run(&self, command: &Command) -> Result<Spawned, SpawnError> {
+        let pointers = |strings: &mut dyn Iterator<Item = *const u8>| -> Vec<*const libc::c_char> {
+            strings.map(<*const u8>::cast).chain([std::ptr::null()]).collect()
+        };
+        let argv = pointers(&mut self.argv.iter().map(|argument| argument.as_ptr().cast()));
+        // The child writes its number into its own copy, because `Prepared` may be run again.
+        let mut environment = self.environment.clone();
+        let listen_pid = match environment.last_mut() {
+            Some(entry) if self.listens => entry[child::LISTEN_PID.len()..].as_mut_ptr(),
+            _ => std::ptr::null_mut(),
+        };
+        let envp = pointers(&mut environment.iter().map(|entry| entry.as_ptr()));
+        let mut descriptors = vec![self.stdin.as_raw_fd(), command.stdout.as_raw_fd(), command.stderr.as_raw_fd()];
+        descriptors.extend(command.listen.iter().map(|listen| listen.socket.as_raw_fd()));
+        let count = i32::try_from(descriptors.len())
+            .map_err(|_| SpawnError::prepare("pass the sockets", Errno::EMFILE.into()))?;
+
+        let mut context = Context {
+            program: self.program.as_ptr(),
+            argv: argv.as_ptr(),
+            envp: envp.as_ptr(),
+            directory: self.directory.as_ptr(),
+            umask: command.umask,
+            descriptors: descriptors.as_mut_ptr(),
+            count,
+            listen_pid,
+            broker: Pid::this().as_raw(),
+            die_with_parent: command.die_with_parent,
+            nofile_soft: command.nofile_soft,
+            failed: Step::None,
+            errno: 0,
+        };
+        let stack = Stack::new().map_err(|source| SpawnError::prepare("reserve the child's stack", source))?;
+        let spawned = clone(&mut context, &stack).map_err(|source| SpawnError::prepare("clone", source))?;
+        if context.failed == Step::None {
+            return Ok(spawned);
+        }
+        // The child reported and is on its way out; nobody but its parent may reap it, so the wait is short.
+        super::kernel::wait_ended(std::os::fd::AsFd::as_fd(&spawned.pidfd), Duration::from_secs(5));
+        let _ = reap(&spawned.pidfd);
+        Err(SpawnError::in_child(context.failed, Errno::from_raw(context.errno).into(), command))
+    }
+}
+
+/// Clones with every signal blocked, so that no handler of ours runs on the memory shared with the child.
+fn clone(context: &mut Context, stack: &Stack) -> io::Result<Spawned> {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut pidfd: libc::c_int = -1;
+    let previous = child::set_signal_mask(u64::MAX);
+    // SAFETY: the stack is ours, writable, large enough and aligned; `CLONE_VFORK` returns only after the child has
+    // left our memory by exec or exit, so the context and all that it points to outlive the child's use; `child::run`
+    // makes async-signal-safe system calls only. `CLONE_PIDFD` stores through the fifth argument.
+    let pid = unsafe { libc::clone(child::run, stack.top(), flags, (&raw mut *context).cast(), &raw mut pidfd) };
+    let pid = Errno::result(pid);
+    child::set_signal_mask(previous);
+    let pid = Pid::from_raw(pid?);
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(Spawned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// Memory for the child's stack, below which a guard page lies.
+struct Stack {
+    base: *mut libc::c_void,
+    bytes: usize,
+}
+
+impl Stack {
+    fn new() -> io::Result<Self> {
+        // SAFETY: sysconf reads a constant.
+        let guard = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let bytes = guard + STACK_BYTES;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE;
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let stack = Self { base, bytes };
+        // SAFETY: the page is the lowest of our own mapping, and nothing is stored in it.
+        Errno::result(unsafe { libc::mprotect(base, guard, libc::PROT_NONE) })?;
+        Ok(stack)
+    }
+
+    fn top(&self) -> *mut libc::c_void {
+        // SAFETY: one past the end of the mapping; page-aligned, so aligned for any stack.
+        unsafe { self.base.byte_add(self.bytes) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and the child that ran on it is gone (`CLONE_VFORK`).
+        unsafe { libc::munmap(self.base, self.bytes) };
+    }
+}

@@ -1,0 +1,217 @@
+//! What the child does between clone and exec, while it shares the broker's memory.
+//!
+//! Async-signal-safe system calls only: it never allocates, locks, logs or panics, and opens nothing.
+
+use std::ffi::c_void;
+
+use libc::{c_char, c_int, c_long};
+
+/// The slot of the environment that the child completes.
+pub(super) const LISTEN_PID: &[u8] = b"LISTEN_PID=";
+/// Room for a number and its terminating NUL.
+pub(super) const NUMBER_BYTES: usize = 12;
+
+/// The signals are 1 to 64 on every architecture of ours.
+const SIGNAL_LAST: c_int = 64;
+const SIGNAL_SET_BYTES: usize = 8;
+/// At least as large as the kernel's own `struct sigaction`, of which all zeros is `SIG_DFL` everywhere.
+type DefaultAction = [u64; 8];
+
+/// Where the child failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    None,
+    Session,
+    ParentDeath,
+    Descriptors,
+    Limit,
+    Directory,
+    Execute,
+}
+
+/// What the child reads, and in `failed` and `errno` writes. Every pointer is valid until the child has left our
+/// memory.
+pub(super) struct Context {
+    pub(super) program: *const c_char,
+    pub(super) argv: *const *const c_char,
+    pub(super) envp: *const *const c_char,
+    pub(super) directory: *const c_char,
+    pub(super) umask: u32,
+    /// Become descriptors 0, 1, 2, … in this order. The child overwrites the numbers.
+    pub(super) descriptors: *mut c_int,
+    pub(super) count: c_int,
+    /// [`NUMBER_BYTES`] bytes, or null.
+    pub(super) listen_pid: *mut u8,
+    pub(super) broker: libc::pid_t,
+    pub(super) die_with_parent: bool,
+    pub(super) nofile_soft: Option<u64>,
+    pub(super) failed: Step,
+    pub(super) errno: c_int,
+}
+
+/// Sets the calling thread's signal mask, the C library's own signals included, and returns the earlier one.
+pub(super) fn set_signal_mask(mask: u64) -> u64 {
+    let mut previous = 0_u64;
+    // SAFETY: both masks are live and have the size that is passed along. The C library's wrapper would leave its
+    // internal signals out, whose handlers must not run on shared memory either.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            c_long::from(libc::SIG_SETMASK),
+            &raw const mask,
+            &raw mut previous,
+            SIGNAL_SET_BYTES,
+        );
+    }
+    previous
+}
+
+/// The child's whole life.
+pub(super) extern "C" fn run(context: *mut c_void) -> c_int {
+    // SAFETY: `spawn` passes its own context, which nobody else touches until this child has left our memory.
+    let context = unsafe { &mut *context.cast::<Context>() };
+    let failed = match prepare(context) {
+        Ok(()) => {
+            // SAFETY: a path and two NULL-terminated lists of strings, prepared by `spawn`.
+            unsafe { libc::execve(context.program, context.argv, context.envp) };
+            Step::Execute
+        }
+        Err(step) => step,
+    };
+    // SAFETY: errno is thread-local; the thread it belongs to is suspended until we exit.
+    context.errno = unsafe { *libc::__errno_location() };
+    context.failed = failed;
+    // SAFETY: ends this child only, without running what the broker registered for its own end.
+    unsafe { libc::_exit(127) }
+}
+
+fn prepare(context: &mut Context) -> Result<(), Step> {
+    // SAFETY: no arguments.
+    check(unsafe { libc::setsid() }, Step::Session)?;
+    reset_dispositions();
+    if context.die_with_parent {
+        // SAFETY: an option that takes one integer.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) }, Step::ParentDeath)?;
+        // If the broker died before the line above there is nobody left to report to.
+        // SAFETY: getppid takes nothing; _exit ends this child only.
+        unsafe {
+            if libc::getppid() != context.broker {
+                libc::_exit(127);
+            }
+        }
+    }
+    // SAFETY: an integer in, an integer out.
+    unsafe { libc::umask(context.umask) };
+    // SAFETY: a NUL-terminated path.
+    check(unsafe { libc::chdir(context.directory) }, Step::Directory)?;
+    arrange_descriptors(context)?;
+    seal_descriptors(context.count);
+    // Only now, since the limit counts for the numbers that the steps above handle.
+    if let Some(soft) = context.nofile_soft {
+        limit_descriptors(soft)?;
+    }
+    write_pid(context.listen_pid);
+    set_signal_mask(0);
+    Ok(())
+}
+
+fn check(result: c_int, step: Step) -> Result<c_int, Step> {
+    if result < 0 { Err(step) } else { Ok(result) }
+}
+
+/// Without `CLONE_SIGHAND` the table is a copy, so this changes nothing for the broker. Exec resets handlers by itself;
+/// it is the ignored signals (SIGPIPE, in a Rust program) that would stay ignored.
+fn reset_dispositions() {
+    let action: DefaultAction = [0; 8];
+    for signal in 1..=SIGNAL_LAST {
+        let none = std::ptr::null::<c_void>();
+        // SAFETY: the action is larger than what the kernel reads. SIGKILL and SIGSTOP fail, harmlessly.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, none, SIGNAL_SET_BYTES) };
+    }
+}
+
+/// Moves every source above the target numbers first, so that no target overwrites a source still needed.
+fn arrange_descriptors(context: &Context) -> Result<(), Step> {
+    let mut target = 0;
+    while target < context.count {
+        // SAFETY: `target` counts up to the length of the list.
+        let source = unsafe { &mut *context.descriptors.offset(target as isize) };
+        if *source < context.count {
+            // SAFETY: three integers.
+            let moved = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, context.count) };
+            *source = check(moved, Step::Descriptors)?;
+        }
+        target += 1;
+    }
+    target = 0;
+    while target < context.count {
+        // SAFETY: as above; dup2 takes two integers, and clears FD_CLOEXEC of the target.
+        check(unsafe { libc::dup2(*context.descriptors.offset(target as isize), target) }, Step::Descriptors)?;
+        target += 1;
+    }
+    Ok(())
+}
+
+/// Lets exec close everything from `first` on.
+fn seal_descriptors(first: c_int) {
+    for flags in [libc::CLOSE_RANGE_CLOEXEC, 0] {
+        // SAFETY: three integers. The descriptor table is the child's own copy, so closing at once is as good: that is
+        // for Linux 5.9 and 5.10, which know the call and not the flag.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) } == 0 {
+            return;
+        }
+    }
+    seal_descriptors_one_by_one(first);
+}
+
+/// For kernels before 5.9, and for sandboxes that forbid `close_range`.
+pub(super) fn seal_descriptors_one_by_one(first: c_int) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the limit, which is live.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        limit.rlim_cur = 1024 * 1024;
+    }
+    let end = if limit.rlim_cur > 0x7fff_ffff { 0x7fff_ffff } else { limit.rlim_cur as c_int };
+    let mut fd = first;
+    while fd < end {
+        // SAFETY: integers; a number that is not open fails, harmlessly.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        fd += 1;
+    }
+}
+
+fn limit_descriptors(soft: u64) -> Result<(), Step> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the limit, then reads it; it is live.
+    unsafe {
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), Step::Limit)?;
+        limit.rlim_cur = if soft < limit.rlim_max { soft } else { limit.rlim_max };
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), Step::Limit)?;
+    }
+    Ok(())
+}
+
+/// Writes the child's own number, in decimal and NUL-terminated.
+fn write_pid(slot: *mut u8) {
+    if slot.is_null() {
+        return;
+    }
+    // SAFETY: getpid takes nothing.
+    let pid = unsafe { libc::getpid() };
+    let mut digits = 1;
+    let mut rest = pid / 10;
+    while rest > 0 {
+        digits += 1;
+        rest /= 10;
+    }
+    // SAFETY: a pid_t has at most ten digits, and the slot has room for them and the NUL.
+    unsafe {
+        slot.offset(digits).write(0);
+        rest = pid;
+        while digits > 0 {
+            digits -= 1;
+            slot.offset(digits).write(b'0' + (rest % 10) as u8);
+            rest /= 10;
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What is known of one start, and by which evidence a process that left its group still belongs to it.
+//!
+//! It attributes and never signals.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+use super::identity::{FileId, Identity, Stat};
+use super::kernel::has_ended;
+use super::spawn::{Command, Spawned};
+
+/// The most that is read of a process's environment or command line.
+const PROC_TEXT_BYTES: u64 = 2 * 1024 * 1024;
+
+/// How long the facts of a program are waited for whose exec is not quite done.
+const OBSERVE_TRIES: u32 = 50;
+const OBSERVE_PAUSE: Duration = Duration::from_millis(1);
+
+/// The facts of one start, read right after it was spawned.
+#[derive(Debug, Clone)]
+pub(crate) struct StartFacts {
+    /// The process that was spawned. Its number is also that of its session and group.
+    pub(crate) leader: Identity,
+    /// The start's log file.
+    pub(crate) log: Option<FileId>,
+    /// The start's own notify socket, which no other start was told of.
+    pub(crate) notify_socket: Option<PathBuf>,
+    /// What it executes: of a script, the interpreter.
+    pub(crate) executable: Option<FileId>,
+    /// Its arguments, each ended by a NUL, as the kernel shows them.
+    pub(crate) command_line: Vec<u8>,
+}
+
+/// Why a process is held to be part of a start, strongest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Evidence {
+    /// It is in the session that was made for the start.
+    Session,
+    /// Its stdout or stderr is the start's log file.
+    LogFile,
+    /// Its environment names the start's notify socket.
+    NotifySocket,
+    /// It has the command line that was started.
+    CommandLine,
+    /// It executes the file that was started.
+    Executable,
+}
+
+impl Evidence {
+    /// Whether no process of another start can show it; the others hold only for our own orphans.
+    pub(crate) fn is_proof(self) -> bool {
+        self <= Self::NotifySocket
+    }
+
+    /// Whether a process may be ended on it. Many unrelated processes execute the same file.
+    pub(crate) fn suffices_to_end(self) -> bool {
+        self <= Self::CommandLine
+    }
+}
+
+impl StartFacts {
+    /// Reads the facts of a program that has just been spawned, even if it has ended already. Blocks for an instant:
+    /// the spawn returns before the kernel shows the new arguments.
+    pub(crate) fn observe(command: &Command, spawned: &Spawned) -> io::Result<Self> {
+        let pid = spawned.pid;
+        let leader = Identity::of(pid)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let mut command_line = Vec::new();
+        for _ in 0..OBSERVE_TRIES {
+            command_line = proc_text(pid, "cmdline").unwrap_or_default();
+            if !command_line.is_empty() || has_ended(spawned.pidfd.as_fd()) {
+                break;
+            }
+            std::thread::sleep(OBSERVE_PAUSE);
+        }
+        if command_line.is_empty() {
+            // A launcher that was quicker. Of a script the kernel would have shown the interpreter first.
+            for argument in &command.argv {
+                command_line.extend_from_slice(argument.as_bytes());
+                command_line.push(0);
+            }
+        }
+        let executable = fs::metadata(format!("/proc/{pid}/exe")).or_else(|_| fs::metadata(&command.program)).ok();
+        let log = nix::sys::stat::fstat(&command.stdout)?;
+        let variable = |(name, value): &(OsString, OsString)| (name == "NOTIFY_SOCKET").then(|| PathBuf::from(value));
+        Ok(Self {
+            leader,
+            log: is_file(&log).then_some(FileId { device: log.st_dev, inode: log.st_ino }),
+            notify_socket: command.environment.iter().find_map(variable),
+            executable: executable.as_ref().map(FileId::from),
+            command_line,
+        })
+    }
+
+    /// The strongest evidence that a process belongs to this start. Open its pidfd first.
+    ///
+    /// The two weak kinds are void where something speaks for another start: an output that is another file, or another
+    /// notify socket.
+    pub(crate) fn evidence(&self, process: &Stat) -> Option<Evidence> {
+        if process.start_time < self.leader.start_time {
+            return None;
+        }
+        if process.session == self.leader.pid && self.owns_its_number() {
+            return Some(Evidence::Session);
+        }
+        let outputs = [1, 2].map(|fd| fs::metadata(format!("/proc/{}/fd/{fd}", process.pid)).ok());
+        let mut outputs_of_files = outputs.iter().flatten().filter(|file| file.is_file()).map(FileId::from);
+        if let Some(log) = self.log
+            && outputs_of_files.clone().any(|file| file == log)
+        {
+            return Some(Evidence::LogFile);
+        }
+        let told = notify_socket_of(process.pid);
+        if told.is_some() && told == self.notify_socket {
+            return Some(Evidence::NotifySocket);
+        }
+        if told.is_some() || outputs_of_files.next().is_some() {
+            return None;
+        }
+        if !self.command_line.is_empty()
+            && proc_text(process.pid, "cmdline").is_ok_and(|command_line| command_line == self.command_line)
+        {
+            return Some(Evidence::CommandLine);
+        }
+        let executable = fs::metadata(format!("/proc/{}/exe", process.pid)).ok();
+        let executable = executable.as_ref().map(FileId::from);
+        (executable.is_some() && executable == self.executable).then_some(Evidence::Executable)
+    }
+
+    /// Whether the leader's number was not given to a later process. A session's number stays taken while it has
+    /// members, so only a process that bears the number and is another one speaks against it.
+    fn owns_its_number(&self) -> bool {
+        !matches!(Identity::of(self.leader.pid), Ok(Some(now)) if now != self.leader)
+    }
+}
+
+fn is_file(stat: &libc::stat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFREG
+}
+
+fn proc_text(pid: Pid, file: &str) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(format!("/proc/{pid}/{file}"))?.take(PROC_TEXT_BYTES).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn notify_socket_of(pid: Pid) -> Option<PathBuf> {
+    let environment = proc_text(pid, "environ").ok()?;
+    let value = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"NOTIFY_SOCKET="))?;
+    Some(PathBuf::from(OsStr::from_bytes(value)))
+}

@@ -1,0 +1,127 @@
+//! What a service file defines, once it is parsed.
+//!
+//! Owns the types. A value of these types was checked when it was made; nobody checks it again. Immutable: a backend
+//! keeps the definition that it was started with, and a reload makes new ones.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker_proto::ServiceName;
+use nix::sys::signal::Signal;
+use semver::Version;
+
+use super::template::Template;
+use crate::core::admission::AccessRules;
+use crate::core::versions::VersionRules;
+
+/// A service: its installed versions, and who may have which.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Service {
+    pub(crate) name: ServiceName,
+    /// May be empty.
+    pub(crate) description: String,
+    /// May be empty, if the folder of versions is.
+    pub(crate) versions: BTreeMap<Version, Arc<Definition>>,
+    pub(crate) version_rules: VersionRules,
+    /// Judges every Hello. Not part of a [`Definition`], so that a reload takes a permission away at once, and does not
+    /// make a running backend outdated.
+    pub(crate) access: AccessRules,
+    /// The service file.
+    pub(crate) source: PathBuf,
+}
+
+/// How one version of a service is run. Two are equal if a backend started with one is as good as with the other.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Definition {
+    pub(crate) service: ServiceName,
+    pub(crate) version: Version,
+    /// The version as the installation spells it, which `{version}` fills in: the text of `version` (`15`), or the name
+    /// of the folder (`7.0`), because paths are made of it.
+    pub(crate) spelling: String,
+    pub(crate) command: Command,
+    pub(crate) environment: Environment,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) readiness: Readiness,
+    pub(crate) recovery: Recovery,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) log: Log,
+}
+
+/// A program and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Command {
+    /// An absolute path; or a bare name, which is looked up in the `PATH` of the backend's environment at each start.
+    pub(crate) program: Template,
+    pub(crate) arguments: Vec<Template>,
+}
+
+/// The environment of a backend: exactly this, plus what its probe needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Environment {
+    /// Names of the broker's own variables. One that the broker does not have is not set.
+    pub(crate) inherit: Vec<String>,
+    /// Goes over what is inherited.
+    pub(crate) set: BTreeMap<String, Template>,
+}
+
+/// Where a backend listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// A Unix socket, at a fixed absolute path or one that the broker chooses.
+    Unix { path: Option<PathBuf> },
+    /// A port of the loopback address, fixed or a free one that the broker chooses.
+    Tcp { port: Option<u16> },
+}
+
+/// When a starting backend is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Readiness {
+    pub(crate) probe: Probe,
+    /// A start that takes longer is a crash. Never zero.
+    pub(crate) hard_ceiling: Duration,
+}
+
+/// How to see that a backend is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// Its endpoint accepts a connection.
+    Connect,
+    /// It says `READY=1`.
+    Notify,
+    /// The broker binds and the daemon inherits the socket: ready at exec, or when it says `READY=1`.
+    Socket { notify: bool },
+    /// A command exits 0.
+    Exec { command: Command },
+}
+
+/// How crashes are answered. The values are as written; core raises zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Recovery {
+    pub(crate) retry_backoff: Duration,
+    pub(crate) budget_window: Duration,
+    pub(crate) healthy_after: Duration,
+}
+
+/// How a backend runs and ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lifecycle {
+    /// From the last release; `None` is never.
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) stop_signal: Signal,
+    /// From the stop signal to SIGKILL. Zero kills at once.
+    pub(crate) stop_timeout: Duration,
+    /// Absolute once it is filled in.
+    pub(crate) working_directory: Template,
+    pub(crate) umask: u32,
+}
+
+/// What is kept of a backend's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Log {
+    /// The soft cap of one start's file.
+    pub(crate) max_bytes: u64,
+    /// Files of earlier starts.
+    pub(crate) keep: u32,
+}
