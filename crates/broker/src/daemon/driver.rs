@@ -250,7 +250,7 @@ impl Driver {
     pub(super) fn service_unknown(&self, name: &ServiceName) -> Refusal {
         let names = self.catalog.services.keys().map(ServiceName::as_str);
         let near = crate::services::problem::suggestion(name.as_str(), names);
-        let hint = near.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+        let hint = near.unwrap_or_default();
         let broken = self.catalog.problems.iter().find(|p| p.file.file_stem().is_some_and(|s| s == name.as_str()));
         let why = broken.map(|p| format!("; its file has an error: {p}")).unwrap_or_default();
         Refusal::new(Code::ServiceUnknown, format!("no service file defines `{name}`{hint}{why}"))

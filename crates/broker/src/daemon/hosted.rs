@@ -26,6 +26,8 @@ pub(super) struct Hosted {
     pub(super) listener: Option<Held>,
     /// The newest log file.
     pub(super) log: Option<PathBuf>,
+    /// The socket path whose appearance is waited for.
+    pub(super) watched: Option<PathBuf>,
 }
 
 /// A listening socket, and where it listens.
@@ -67,6 +69,7 @@ pub(super) struct Main {
 
 /// What a start made.
 pub(super) struct Launched {
+    pub(super) definition: Arc<Definition>,
     pub(super) main: Main,
     pub(super) endpoint: Endpoint,
     pub(super) facts: StartFacts,
@@ -87,7 +90,7 @@ impl Drop for Task {
 
 impl Hosted {
     pub(super) fn new(definition: Arc<Definition>) -> Self {
-        Self { definition, running: None, listener: None, log: None }
+        Self { definition, running: None, listener: None, log: None, watched: None }
     }
 
     /// The running generation, if it is that one.

@@ -87,6 +87,7 @@ impl Driver {
             && matches!(definition.readiness.probe, Probe::Connect);
         if is_awaited {
             self.watches.add(&socket, id, generation);
+            hosted.watched = Some(socket.clone());
         }
         let order = Order {
             key: key.clone(),
@@ -120,7 +121,7 @@ impl Driver {
                 return;
             }
         };
-        let Launched { main, endpoint, facts, log, listener, notify, probe } = launched;
+        let Launched { definition, main, endpoint, facts, log, listener, notify, probe } = launched;
         tracing::info!(backend = %key, generation, pid = main.pid.as_raw(), %endpoint, "started");
         let (over, is_over) = tokio::sync::watch::channel(());
         let mut running_tasks = vec![tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&main.pidfd))];
@@ -133,7 +134,7 @@ impl Driver {
         hosted.log = Some(log.clone());
         hosted.running = Some(Running {
             generation,
-            definition: Arc::clone(&hosted.definition),
+            definition,
             endpoint,
             main,
             facts: Arc::new(facts),
@@ -148,12 +149,9 @@ impl Driver {
     }
 
     fn unwatch(&mut self, id: BackendId) {
-        let Some((key, _)) = self.registry.get(id) else { return };
-        let path = match self.hosted.get(&id).map(|hosted| &hosted.definition.endpoint) {
-            Some(services::Endpoint::Unix { path: Some(path) }) => path.clone(),
-            _ => self.places.socket(key),
-        };
-        self.watches.remove(&path);
+        if let Some(path) = self.hosted.get_mut(&id).and_then(|hosted| hosted.watched.take()) {
+            self.watches.remove(&path);
+        }
     }
 
     /// Looks whether the endpoint serves; a command is started instead.
@@ -176,7 +174,10 @@ impl Driver {
             Endpoint::Tcp { port, .. } => (endpoint::probe_tcp(*port, backend), format!("port {port}")),
         };
         let (ready, obstacle) = match result {
-            endpoint::Probe::Ready { .. } => (true, None),
+            endpoint::Probe::Ready { pid } => {
+                tracing::debug!(generation, endpoint = %running.endpoint, listener = ?pid, "serves");
+                (true, None)
+            }
             endpoint::Probe::NotYet => (false, None),
             endpoint::Probe::Stranger { pid, command } => {
                 let who = pid.map(|pid| format!("pid {pid}")).unwrap_or_else(|| "another process".to_owned());
@@ -241,7 +242,10 @@ impl Driver {
             return;
         };
         let group = crate::process::identity::stat(survivor.pid).ok().flatten().map_or(survivor.pid, |s| s.group);
-        tracing::info!(generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), "the daemon forked away");
+        tracing::info!(
+            generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), evidence = ?survivor.evidence,
+            "the daemon forked away"
+        );
         mains.insert(survivor.pid);
         mains.remove(launcher);
         if let Err(error) = kernel::reap(&running.main.pidfd) {

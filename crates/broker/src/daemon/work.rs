@@ -121,7 +121,8 @@ pub(super) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<
     let facts = StartFacts::observe(&daemon, &spawned)
         .map_err(|error| failed(format!("cannot look at the process {pid} that was just started"), &error))?;
     let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
-    Ok(Box::new(Launched { main, endpoint, facts, log: log.path, listener, notify, probe }))
+    let definition = Arc::clone(definition);
+    Ok(Box::new(Launched { definition, main, endpoint, facts, log: log.path, listener, notify, probe }))
 }
 
 /// Makes room for the endpoint, or binds it where the daemon inherits the socket.

@@ -70,12 +70,6 @@ impl Tree {
     pub(crate) fn alive(&self) -> impl Iterator<Item = Pid> {
         self.members.iter().filter(|(_, pidfd)| !has_ended(pidfd.as_fd())).map(|(identity, _)| identity.pid)
     }
-
-    /// Takes over the members of a later snapshot.
-    pub(crate) fn extend(&mut self, later: Self) {
-        let known: HashSet<Identity> = self.members.iter().map(|(identity, _)| *identity).collect();
-        self.members.extend(later.members.into_iter().filter(|(identity, _)| !known.contains(identity)));
-    }
 }
 
 /// What is to be ended.

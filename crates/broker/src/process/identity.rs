@@ -26,7 +26,7 @@ pub(crate) struct Stat {
     pub(crate) start_time: u64,
 }
 
-/// A process, told apart from a later one with the same number. Journal it beside [`boot_id`].
+/// A process, told apart from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     pub(crate) pid: Pid,
@@ -38,14 +38,6 @@ impl Identity {
     /// Reads the identity of a running process or zombie; `None` if the number is free.
     pub(crate) fn of(pid: Pid) -> io::Result<Option<Self>> {
         Ok(stat(pid)?.map(|stat| stat.identity()))
-    }
-
-    /// Opens the process if it is still this one and has not ended.
-    ///
-    /// The descriptor is opened first, then the facts are read, then it is polled: so the facts are those of the
-    /// process behind the descriptor.
-    pub(crate) fn open(self) -> io::Result<Option<OwnedFd>> {
-        Ok(open_if(self.pid, |stat| stat.start_time == self.start_time)?.map(|(_, pidfd)| pidfd))
     }
 }
 
@@ -126,11 +118,6 @@ pub(crate) fn command_name(pid: Pid) -> Option<String> {
     Some(OsStr::from_bytes(name.trim_ascii_end()).to_string_lossy().chars().filter(|c| !c.is_control()).collect())
 }
 
-/// The kernel's random name of this boot.
-pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,7 +142,6 @@ mod tests {
         assert!(Identity { start_time: me.start_time + 1, ..me }.open().unwrap().is_none());
         assert_eq!(stat(Pid::this()).unwrap().unwrap().parent, Pid::parent());
         assert!(all().unwrap().iter().any(|stat| stat.identity() == me));
-        assert_eq!(boot_id().unwrap().len(), 36);
     }
 
     #[test]

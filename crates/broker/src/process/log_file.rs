@@ -54,7 +54,6 @@ pub(crate) struct LogFile {
     /// Open for appending; becomes the daemon's stdout and stderr.
     pub(crate) file: File,
     pub(crate) path: PathBuf,
-    pub(crate) id: FileId,
 }
 
 /// Makes the log file of a new start, and removes the oldest in the folder, so that `keep` earlier ones are left.
@@ -64,11 +63,10 @@ pub(crate) struct LogFile {
 pub(crate) fn open(folder: &Path, keep: usize) -> Result<LogFile, LogError> {
     make_private(folder).map_err(|source| LogError::Folder { path: folder.to_owned(), source })?;
     let (file, path) = create(folder)?;
-    let id = FileId::from(&file.metadata().map_err(|source| LogError::Open { path: path.clone(), source })?);
     if let Err(error) = prune(folder, keep, &path) {
         tracing::warn!(folder = %folder.display(), %error, "cannot remove old log files");
     }
-    Ok(LogFile { file, path, id })
+    Ok(LogFile { file, path })
 }
 
 fn make_private(folder: &Path) -> io::Result<()> {
@@ -206,7 +204,6 @@ mod tests {
         let mut log = open(&logs, 5).unwrap();
         assert_eq!(fs::metadata(&logs).unwrap().mode() & 0o777, 0o700);
         assert_eq!(fs::metadata(&log.path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(FileId::from(&fs::metadata(&log.path).unwrap()), log.id);
         assert!(is_ours(log.path.file_name().unwrap().to_str().unwrap()), "{}", log.path.display());
         writeln!(log.file, "one").unwrap();
         log.file.set_len(0).unwrap();

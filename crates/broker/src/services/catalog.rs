@@ -67,6 +67,7 @@ impl Catalog {
     }
 
     /// Whether a file or a directory could not be used.
+    #[cfg(test)]
     pub(crate) fn has_errors(&self) -> bool {
         self.problems.iter().any(|problem| problem.severity == Severity::Error)
     }

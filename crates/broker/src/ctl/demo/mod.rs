@@ -63,7 +63,7 @@ pub(super) async fn run(console: &Console, args: &args::Demo) -> Result<ExitCode
             return Ok(ExitCode::from(INTERRUPTED));
         }
     };
-    if result.is_err() {
+    if matches!(result, Err(Failure::Told { .. } | Failure::Refused(_))) {
         world.show_broker_log(console);
     }
     world.clean_up(args.keep);

@@ -153,7 +153,6 @@ async fn refuse(narrator: &mut Narrator<'_>, world: &World, recorded: &Path) -> 
 
     narrator.command("resolve flaky --json")?;
     let second = world.run("resolve flaky --json").await?;
-    narrator.quote(&second.stdout)?;
     let document: Value = serde_json::from_str(&second.stdout).unwrap_or_default();
     let refused = &document["refused"];
     let no_start = starts(recorded).len() == started.len();
