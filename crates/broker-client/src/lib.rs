@@ -30,3 +30,8 @@ pub use held::Held;
 pub use pending::Pending;
 pub use request::Request;
 pub use stream::{BackendStream, ReadHalf, WriteHalf};
+
+/// The examples of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
