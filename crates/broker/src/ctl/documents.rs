@@ -32,7 +32,7 @@ pub(super) struct Broker {
     pub(super) problems: u64,
     /// Where the service files are.
     #[serde(default)]
-    pub(super) directories: Vec<String>,
+    pub(super) service_directories: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,9 +152,6 @@ pub(super) struct Services {
     pub(super) services: Vec<Service>,
     #[serde(default)]
     pub(super) problems: Vec<Problem>,
-    /// Where the service files are.
-    #[serde(default)]
-    pub(super) directories: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -38,10 +38,10 @@ pub(super) async fn run(console: &Console, global: &Global, args: &args::Logs) -
         return Err(Failure::told(FAILED, format!("no logs: no backend is {}", asked.join(", ")))
             .advise("`brokerctl status` shows what there is"));
     }
-    let prefixed = logs.len() > 1;
+    let width = logs.iter().map(|log| log.name().len()).max().filter(|_| logs.len() > 1);
     let mut sources = Vec::new();
     for log in logs {
-        let mut printer = Printer::new(console, &log, prefixed);
+        let mut printer = Printer::new(console, &log, width);
         for path in log.previous.iter().filter(|_| args.previous) {
             printer.heading(path)?;
             match Tail::at_last_lines(path, args.lines) {
@@ -148,12 +148,12 @@ async fn follow(session: &Session<'_>, selections: &[Selection], mut sources: Ve
                 Some(source) if source.log.path == log.path => {}
                 Some(source) => {
                     source.end()?;
-                    let printer = Printer::new(console, &log, source.printer.is_prefixed());
+                    let printer = Printer::new(console, &log, source.printer.width());
                     *source = Source::open(console, log, printer, None);
                     source.drain()?;
                 }
                 None => {
-                    let printer = Printer::new(console, &log, !sources.is_empty());
+                    let printer = Printer::new(console, &log, (!sources.is_empty()).then_some(0));
                     let mut source = Source::open(console, log, printer, None);
                     source.drain()?;
                     sources.push(source);
@@ -178,18 +178,20 @@ async fn ask_quietly(session: &Session<'_>, selections: &[Selection]) -> Result<
 struct Printer<'a> {
     console: &'a Console,
     prefix: String,
+    width: Option<usize>,
     line: Vec<u8>,
     chunk: Vec<u8>,
 }
 
 impl<'a> Printer<'a> {
-    fn new(console: &'a Console, log: &Log, prefixed: bool) -> Self {
-        let prefix = if prefixed { format!("{}| ", log.name()) } else { String::new() };
-        Self { console, prefix, line: Vec::new(), chunk: Vec::new() }
+    /// With a width, each line is prefixed with the backend's name, padded to it.
+    fn new(console: &'a Console, log: &Log, width: Option<usize>) -> Self {
+        let prefix = width.map(|width| format!("{:width$} | ", log.name())).unwrap_or_default();
+        Self { console, prefix, width, line: Vec::new(), chunk: Vec::new() }
     }
 
-    fn is_prefixed(&self) -> bool {
-        !self.prefix.is_empty()
+    fn width(&self) -> Option<usize> {
+        self.width
     }
 
     fn heading(&mut self, path: &Path) -> Result<(), Failure> {
@@ -205,7 +207,7 @@ impl<'a> Printer<'a> {
             if self.chunk.is_empty() {
                 return Ok(());
             }
-            if self.console.stdout_is_terminal || self.is_prefixed() {
+            if self.console.stdout_is_terminal || self.width.is_some() {
                 self.lines()?;
             } else {
                 let mut stdout = io::stdout().lock();
@@ -240,7 +242,7 @@ impl<'a> Printer<'a> {
     fn finish(&mut self, out: &mut Vec<u8>) {
         let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
         if self.console.stdout_is_terminal {
-            if self.is_prefixed() {
+            if self.width.is_some() {
                 out.extend_from_slice(paint(GOOD, &self.prefix).as_bytes());
             }
             out.extend_from_slice(shown(line).as_bytes());

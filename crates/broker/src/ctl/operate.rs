@@ -99,7 +99,7 @@ pub(super) async fn drain(console: &Console, global: &Global, selected: &Selecte
     }
     drained.draining.iter().try_for_each(|held| {
         let rest = match held.holds {
-            0 => "nobody holds it, it is stopped".to_owned(),
+            0 => "nobody holds it".to_owned(),
             holds => format!("stops when its last client is gone, {} now", count(holds, "hold", "holds")),
         };
         console.line(format!("draining {}: {rest}", held.key.name()))

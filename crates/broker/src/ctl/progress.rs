@@ -120,7 +120,7 @@ fn sentence(title: &str, progress: Option<&Progress>, waited: Duration) -> Strin
         (State::Starting, 0) => "starting",
         (State::Starting, _) => "starting again after a crash",
         (State::Backoff, _) => "crashed, about to start again",
-        (State::Stopping, _) => "waiting for the previous one to end",
+        (State::Stopping, _) => "waiting for its end",
         (state, _) => state.as_str(),
     };
     let status = status.as_deref().filter(|text| !text.is_empty());

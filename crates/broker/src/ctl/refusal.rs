@@ -82,9 +82,9 @@ pub(super) fn for_people(refusal: &Refusal) -> String {
         row("lived", humane_ms(*lived));
     }
     if let Some(attempt) = attempt {
-        row("start", ordinal(*attempt));
+        row("attempt", ordinal(*attempt));
     }
-    if !available.is_empty() {
+    if !available.iter().all(|version| refusal.reason.contains(version.as_str())) {
         row("installed", available.join(", "));
     }
     if let Some(lines) = stderr.as_deref().map(str::trim_end).filter(|lines| !lines.is_empty()) {
@@ -113,7 +113,9 @@ fn advice(code: Code) -> Option<&'static str> {
         Code::ServiceUnknown => Some("`brokerctl services` lists what can be asked for"),
         Code::SpawnFailed => Some("correct the service file or install the program, then `brokerctl reload`"),
         Code::StartTimeout => Some("the start goes on: ask again, or wait longer with --timeout"),
-        Code::PeerRejected => Some("whoever runs the broker can admit you: [access] in the service file"),
+        Code::PeerRejected => {
+            Some("root and the broker's own user may do all; others have what [access] in service files admits")
+        }
         Code::BackendUnavailable => Some("`brokerctl start` tries at once, once the cause is removed"),
         _ => None,
     }
@@ -160,7 +162,7 @@ mod tests {
         `flaky` crashed again after its one retry (backend_unavailable)
           exit code 7
           lived     12ms
-          start     the retry
+          attempt   the retry
           wrote
             no database
             \x1b]0;title\x07boom

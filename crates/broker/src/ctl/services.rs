@@ -3,7 +3,7 @@
 use broker_proto::AdminRequest;
 
 use super::args::Global;
-use super::documents::{self, Problem, Reloaded, Services, Version};
+use super::documents::{self, Problem, Reloaded, Services, Status, Version};
 use super::output::{BAD, CARE, Console, Failure, STRONG, harmless, paint};
 use super::session::Session;
 use super::status::count;
@@ -24,7 +24,8 @@ pub(super) async fn run(console: &Console, global: &Global) -> Result<(), Failur
     }
     let services: Services = documents::read(&document)?;
     if services.services.is_empty() {
-        let place = where_defined(&services.directories);
+        let status: Status = documents::read(&session.admin("status", AdminRequest::Status).await?)?;
+        let place = where_defined(&status.broker.service_directories);
         console.line(format!("no services yet: {place}, then `brokerctl reload`. A whole one:\n"))?;
         for line in MINIMAL_FILE.lines() {
             console.line(format!("    {line}").trim_end())?;
@@ -56,7 +57,7 @@ pub(super) fn where_defined(directories: &[String]) -> String {
 }
 
 fn table(services: &Services) -> Table {
-    let mut table = Table::new(["SERVICE", "VERSIONS", "DESCRIPTION", "FILE"]);
+    let mut table = Table::new(["SERVICE", "VERSIONS", "DESCRIPTION", "FILE"], 1);
     for service in &services.services {
         let versions: Vec<String> = service.versions.iter().map(describe).collect();
         let tone = if service.versions.iter().any(|version| version.allowed) { Tone::Plain } else { Tone::Bad };

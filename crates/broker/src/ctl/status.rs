@@ -30,6 +30,7 @@ pub(super) async fn run(console: &Console, global: &Global, filter: &Filter) -> 
     if status.backends.is_empty() {
         return console.line(nothing_yet(&status.broker, &selections));
     }
+    let table = if console.stdout_is_terminal { wide_table } else { plain_table };
     console.print(table(&status.backends).render(console.stdout_is_terminal))?;
     if status.broker.problems > 0 {
         let problems = count(status.broker.problems, "problem", "problems");
@@ -58,7 +59,7 @@ fn nothing_yet(broker: &Broker, selections: &[Selection]) -> String {
     }
     let mut text = "no backends yet: `brokerctl resolve SERVICE` starts one".to_owned();
     if broker.services == 0 {
-        let place = super::services::where_defined(&broker.directories);
+        let place = super::services::where_defined(&broker.service_directories);
         text += &format!("\nno service is defined either; {place}, see `brokerctl services`");
     } else {
         text += &format!("\n`brokerctl services` lists the {}", count(broker.services, "service", "services"));
@@ -71,9 +72,28 @@ pub(super) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
-fn table(backends: &[Backend]) -> Table {
+/// For people: the backends' names as every command takes them, and what there is to say below their endpoints.
+fn wide_table(backends: &[Backend]) -> Table {
+    let mut table = Table::new(["BACKEND", "STATE", "FOR", "PID", "GEN", "HOLDS", "ENDPOINT"], 6);
+    for backend in backends {
+        let lines = backend.endpoint.as_deref().map(harmless).into_iter().chain(notes(backend));
+        table.row([
+            documents::name(&backend.service, &backend.version, &backend.instance).into(),
+            Cell::toned(backend.state.as_str(), tone(&backend.state)),
+            humane_ms(backend.state_for_ms).into(),
+            backend.pid.map(|pid| pid.to_string()).unwrap_or_default().into(),
+            backend.generation.into(),
+            backend.holds.into(),
+            lines.collect::<Vec<_>>().join("\n").into(),
+        ]);
+    }
+    table
+}
+
+/// For pipes: one line for each backend, each fact in a column of its own.
+fn plain_table(backends: &[Backend]) -> Table {
     let mut table =
-        Table::new(["SERVICE", "VERSION", "INSTANCE", "STATE", "FOR", "PID", "GEN", "HOLDS", "ENDPOINT", "NOTES"]);
+        Table::new(["SERVICE", "VERSION", "INSTANCE", "STATE", "FOR", "PID", "GEN", "HOLDS", "ENDPOINT", "NOTES"], 9);
     for backend in backends {
         table.row([
             backend.service.as_str().into(),
@@ -85,7 +105,7 @@ fn table(backends: &[Backend]) -> Table {
             backend.generation.into(),
             backend.holds.into(),
             backend.endpoint.as_deref().map(harmless).unwrap_or_default().into(),
-            Cell::toned(notes(backend), Tone::Faint),
+            notes(backend).join("; ").into(),
         ]);
     }
     table
@@ -102,7 +122,7 @@ fn tone(state: &str) -> Tone {
 }
 
 /// What a person should know beside the columns, most urgent first.
-fn notes(backend: &Backend) -> String {
+fn notes(backend: &Backend) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(milliseconds) = backend.retry_after_ms {
         notes.push(format!("try again in {}", humane_ms(milliseconds)));
@@ -128,7 +148,7 @@ fn notes(backend: &Backend) -> String {
     if backend.state == "failed" {
         notes.extend(backend.log_path.as_deref().map(|path| format!("log {}", harmless(path))));
     }
-    notes.join("; ")
+    notes
 }
 
 #[cfg(test)]
@@ -164,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_pipe_gets_plain_columns() {
-        insta::assert_snapshot!(table(&status().backends).render(false), @r"
+        insta::assert_snapshot!(plain_table(&status().backends).render(false), @r"
         SERVICE  VERSION  INSTANCE  STATE   FOR    PID  GEN  HOLDS  ENDPOINT   NOTES
         redis    7.0.15   default   ready   3m12s  711  1    3      unix:/b/x  outdated, restart to apply; \x1b[31m
         flaky    7.0.15   default   failed  900ms  -    1    0      -          try again in 29s; 2 crashes; log /x.log
@@ -179,7 +199,7 @@ mod tests {
             "no backends yet: `brokerctl resolve SERVICE` starts one\n`brokerctl services` lists the 1 service"
         );
         status.broker.services = 0;
-        status.broker.directories = vec!["/etc/broker/services.d".to_owned()];
+        status.broker.service_directories = vec!["/etc/broker/services.d".to_owned()];
         insta::assert_snapshot!(nothing_yet(&status.broker, &[Selection::default()]), @r"
         no backends yet: `brokerctl resolve SERVICE` starts one
         no service is defined either; put a file into /etc/broker/services.d, see `brokerctl services`

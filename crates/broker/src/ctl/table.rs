@@ -1,6 +1,14 @@
 //! Tables: with the width and colours of a terminal, or plain aligned columns in a pipe.
 
-use comfy_table::{Attribute, Cell as TerminalCell, Color, ContentArrangement, Table as TerminalTable, presets};
+use comfy_table::{
+    Attribute, Cell as TerminalCell, Color, ColumnConstraint, ContentArrangement, Table as TerminalTable, presets,
+};
+
+/// Between columns.
+const GAP: u16 = 2;
+/// A terminal that has no more than this for the columns that may be wrapped does not know its width, or shows lines
+/// that run over better than paths in pieces.
+const NARROW: u16 = 40;
 
 /// How a cell is shown in a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +54,15 @@ impl<T: ToString> From<T> for Cell {
 #[derive(Debug)]
 pub(super) struct Table {
     header: Vec<&'static str>,
+    /// How many of the first columns a terminal never wraps: names and numbers are of no use in pieces.
+    whole: usize,
     rows: Vec<Vec<Cell>>,
 }
 
 impl Table {
-    pub(super) fn new<const N: usize>(header: [&'static str; N]) -> Self {
-        Self { header: header.to_vec(), rows: Vec::new() }
+    /// A table of which a terminal may wrap all columns but the first `whole`.
+    pub(super) fn new<const N: usize>(header: [&'static str; N], whole: usize) -> Self {
+        Self { header: header.to_vec(), whole, rows: Vec::new() }
     }
 
     pub(super) fn row<const N: usize>(&mut self, cells: [Cell; N]) {
@@ -72,8 +83,16 @@ impl Table {
         for row in &self.rows {
             table.add_row(row.iter().map(Cell::in_terminal));
         }
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
+        let widths = table.column_max_content_widths();
+        let whole: u16 = widths.iter().take(self.whole).map(|width| width + GAP).sum();
+        if table.width().is_none_or(|width| width < whole + NARROW) {
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+        for (at, column) in table.column_iter_mut().enumerate() {
+            column.set_padding((0, GAP));
+            if at < self.whole {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
         }
         let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
         lines.join("\n") + "\n"
@@ -102,7 +121,7 @@ mod tests {
     use super::*;
     #[test]
     fn a_plain_table_is_aligned_and_counts_its_empty_cells() {
-        let mut table = Table::new(["SERVICE", "PID", "NOTES"]);
+        let mut table = Table::new(["SERVICE", "PID", "NOTES"], 1);
         table.row(["redis".into(), 7.into(), "".into()]);
         table.row(["a".into(), "".into(), Cell::toned("down", Tone::Bad)]);
         insta::assert_snapshot!(table.render(false), @r"

@@ -43,8 +43,12 @@ impl Selected {
         Ok(Self {
             instance: selection.instance.as_deref().map(InstanceName::parse).transpose().map_err(malformed)?,
             service: selection.service.as_deref().map(ServiceName::parse).transpose().map_err(malformed)?,
-            requirement:
-                selection.version_requirement.as_deref().map(Requirement::parse).transpose().map_err(malformed)?,
+            requirement: selection
+                .version_requirement
+                .as_deref()
+                .map(Requirement::parse)
+                .transpose()
+                .map_err(malformed)?,
         })
     }
 
@@ -55,7 +59,6 @@ impl Selected {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is an argument of map_err")]
 fn malformed(error: impl std::fmt::Display) -> Box<Refusal> {
     Box::new(Refusal::new(Code::Malformed, error.to_string()))
 }
@@ -122,12 +125,8 @@ impl Driver {
     /// The registered backends of a selection, in the order of their names.
     fn select(&self, selection: &Selection) -> Result<Vec<BackendId>, Box<Refusal>> {
         let selected = Selected::parse(selection)?;
-        let mut found: Vec<(&BackendKey, BackendId)> = self
-            .registry
-            .iter()
-            .filter(|(_, key, _)| selected.includes(key))
-            .map(|(id, key, _)| (key, id))
-            .collect();
+        let mut found: Vec<(&BackendKey, BackendId)> =
+            self.registry.iter().filter(|(_, key, _)| selected.includes(key)).map(|(id, key, _)| (key, id)).collect();
         found.sort();
         let is_known = |name: &ServiceName| self.catalog.services.contains_key(name);
         match &selected.service {
@@ -151,8 +150,7 @@ impl Driver {
         }
         let number = self.number();
         let (remaining, session_id) = (ids.len(), session.id);
-        let batch =
-            Batch { session: session_id, request_id, order, remaining, done: Vec::new(), refused: Vec::new() };
+        let batch = Batch { session: session_id, request_id, order, remaining, done: Vec::new(), refused: Vec::new() };
         self.batches.insert(number, batch);
         for id in ids {
             let waiter = self.ask(session.id, request_id, id, Kind::Part(number), deadline_ms)?;

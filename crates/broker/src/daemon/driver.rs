@@ -23,7 +23,7 @@ use super::session::{Session, SessionId};
 use super::watches::Watches;
 use super::work::Report;
 use crate::config::Config;
-use crate::core::admission::{admit, admit_connected};
+use crate::core::admission::{AccessRules, Rejection, admit, admit_connected};
 use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket, Waiter};
 use crate::core::registry::{BackendId, BackendKey, Registry};
 use crate::core::versions::{NoVersion, choose};
@@ -195,12 +195,9 @@ impl Driver {
         let instance = InstanceName::parse(&hello.instance).map_err(|e| malformed(&e))?;
         let service = ServiceName::parse(&hello.service).map_err(|e| malformed(&e))?;
         let requirement = Requirement::parse(&hello.version_requirement).map_err(|e| malformed(&e))?;
-        let definition = self.choose(&service, &requirement, |rules| {
-            let admitted = match hello.delivery {
-                Delivery::Endpoint => admit(&session.peer, self.uid, rules),
-                Delivery::Connected => admit_connected(&session.peer, self.uid, rules),
-            };
-            admitted.map_err(|rejection| Refusal::new(Code::PeerRejected, rejection.to_string()))
+        let definition = self.choose(&service, &requirement, |rules| match hello.delivery {
+            Delivery::Endpoint => admit(&session.peer, self.uid, rules),
+            Delivery::Connected => admit_connected(&session.peer, self.uid, rules),
         })?;
         let id = self.open(instance, &definition)?;
         if let Some(generation) = hello.found_dead {
@@ -227,12 +224,13 @@ impl Driver {
         &self,
         name: &ServiceName,
         requirement: &Requirement,
-        admitted: impl FnOnce(&crate::core::admission::AccessRules) -> Result<(), Refusal>,
+        admitted: impl FnOnce(&AccessRules) -> Result<(), Rejection>,
     ) -> Result<Arc<Definition>, Box<Refusal>> {
         let Some(service) = self.catalog.services.get(name) else {
             return Err(Box::new(self.service_unknown(name)));
         };
-        admitted(&service.access)?;
+        admitted(&service.access)
+            .map_err(|rejection| Box::new(Refusal::new(Code::PeerRejected, rejection.to_string())))?;
         match choose(service.versions.keys(), &service.version_rules, requirement) {
             Ok(version) => Ok(Arc::clone(&service.versions[version])),
             Err(error) => {
@@ -257,9 +255,12 @@ impl Driver {
     }
 
     /// The backend of a definition in an instance, registered if it is new.
-    pub(super) fn open(&mut self, instance: InstanceName, definition: &Arc<Definition>) -> Result<BackendId, Box<Refusal>> {
-        let key =
-            BackendKey { instance, service: definition.service.clone(), version: definition.version.clone() };
+    pub(super) fn open(
+        &mut self,
+        instance: InstanceName,
+        definition: &Arc<Definition>,
+    ) -> Result<BackendId, Box<Refusal>> {
+        let key = BackendKey { instance, service: definition.service.clone(), version: definition.version.clone() };
         if let Some(id) = self.registry.find(&key) {
             return Ok(id);
         }
@@ -385,7 +386,6 @@ impl Driver {
             self.empty.notify_one();
         }
     }
-
 
     /// The logs of what runs, with their caps in bytes.
     pub(super) fn running_logs(&self) -> Vec<(std::path::PathBuf, u64)> {

@@ -28,8 +28,8 @@ pub(super) enum LogError {
 
 /// Starts the log. What is still to be written is written when the guard goes.
 pub(super) fn start(log: &Log) -> Result<WorkerGuard, LogError> {
-    let filter = EnvFilter::try_new(&log.level)
-        .map_err(|source| LogError::Level { level: log.level.clone(), source })?;
+    let filter =
+        EnvFilter::try_new(&log.level).map_err(|source| LogError::Level { level: log.level.clone(), source })?;
     let (writer, guard) = match &log.directory {
         None => tracing_appender::non_blocking(io::stderr()),
         Some(directory) => {

@@ -153,7 +153,8 @@ async fn serve(config: Config, nofile_soft: Option<u64>) -> Result<(), Fatal> {
     let watches = Watches::new().map_err(system("watch folders"))?;
     let appearances = watches.readiness();
     let (socket, services) = (config.socket.clone(), catalog.services.len());
-    let driver = Driver::new(Parts { config, nofile_soft, places, catalog, watches, timer: Rc::clone(&timer), reports });
+    let driver =
+        Driver::new(Parts { config, nofile_soft, places, catalog, watches, timer: Rc::clone(&timer), reports });
     driver.borrow().log_problems();
     let empty = Rc::clone(&driver.borrow().empty);
     tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener));

@@ -120,8 +120,11 @@ fn remove_stale(socket: &Path) -> Result<(), OwnershipError> {
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             tracing::info!(socket = %socket.display(), "removing the socket of a broker that is gone");
-            fs::remove_file(socket)
-                .map_err(|source| OwnershipError::Io { what: "remove the stale socket", path: socket.to_owned(), source })
+            fs::remove_file(socket).map_err(|source| OwnershipError::Io {
+                what: "remove the stale socket",
+                path: socket.to_owned(),
+                source,
+            })
         }
         Err(error) => Err(failed(error)),
     }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage};
 
+use super::clock::now;
 use super::driver::{Driver, Kind};
 use super::hosted::{Launched, Running};
 use super::work::{self, Ending, Order, Report};
-use super::clock::now;
 use super::{tasks, telling};
 use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket, Waiter};
 use crate::core::millis_up;
@@ -253,8 +253,7 @@ impl Driver {
         }
         running.known.push(launcher);
         running.known.extend(found.map(|other| other.pid));
-        running.main =
-            super::hosted::Main { pid: survivor.pid, pidfd: Arc::new(survivor.pidfd), group };
+        running.main = super::hosted::Main { pid: survivor.pid, pidfd: Arc::new(survivor.pidfd), group };
         let watch = tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&running.main.pidfd));
         running.tasks.push(watch);
         self.probe(id, generation);

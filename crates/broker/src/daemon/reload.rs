@@ -33,7 +33,11 @@ impl Driver {
             "problems": report::problems(&catalog.problems),
         });
         tracing::info!(
-            services = new.len(), added = added.len(), changed = changed.len(), removed = removed.len(), "reloaded"
+            services = new.len(),
+            added = added.len(),
+            changed = changed.len(),
+            removed = removed.len(),
+            "reloaded"
         );
         self.catalog = catalog;
         self.log_problems();
@@ -77,8 +81,7 @@ fn keep_last_good(old: &BTreeMap<ServiceName, Service>, catalog: &mut Catalog) {
         if catalog.services.contains_key(name) {
             continue;
         }
-        let spoiled =
-            catalog.problems.iter_mut().find(|p| p.severity == Severity::Error && p.file == service.source);
+        let spoiled = catalog.problems.iter_mut().find(|p| p.severity == Severity::Error && p.file == service.source);
         if let Some(problem) = spoiled {
             problem.message.push_str(&format!(" (the broker goes on with the last good definition of `{name}`)"));
             catalog.services.insert(name.clone(), service.clone());

@@ -180,12 +180,7 @@ fn take_input(driver: &Shared, session: &Session, input: &mut Reassembler, stage
     }
 }
 
-fn take_preamble(
-    driver: &Shared,
-    session: &Session,
-    input: &mut Reassembler,
-    stage: &mut Stage,
-) -> Result<bool, End> {
+fn take_preamble(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) -> Result<bool, End> {
     let preamble = match input.preamble() {
         Ok(Some(preamble)) => preamble,
         Ok(None) => return Ok(false),

@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use broker_proto::{Code, Endpoint, Refusal, RequestId};
@@ -17,12 +17,12 @@ use super::session::SessionId;
 use crate::core::backend::{RETRY_HINT, Trace};
 use crate::core::millis_up;
 use crate::core::registry::{BackendId, BackendKey};
-use crate::net::endpoint::{bind_tcp, bind_unix, free_tcp_port, prepare_tcp, prepare_unix, remove_dead_unix};
+use crate::net::endpoint::{Removal, bind_tcp, bind_unix, free_tcp_port, prepare_tcp, prepare_unix, remove_dead_unix};
 use crate::net::notify_socket::NotifySocket;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
+use crate::process::log_file;
 use crate::process::spawn::{Command, Listen, SpawnError, Spawned, resolve_program, spawn};
 use crate::process::start::StartFacts;
-use crate::process::log_file;
 use crate::services::{self, Catalog, Definition, Probe, Values};
 
 /// How much of a daemon's last words goes into evidence.
@@ -31,16 +31,40 @@ const TAIL_BYTES: u64 = 4096;
 
 /// What a worker thread reports.
 pub(super) enum Report {
-    Launched { id: BackendId, generation: u64, result: Result<Box<Launched>, Box<Refusal>> },
+    Launched {
+        id: BackendId,
+        generation: u64,
+        result: Result<Box<Launched>, Box<Refusal>>,
+    },
     /// The descendants of a main process that is about to be asked to end.
-    Tree { id: BackendId, generation: u64, tree: Tree },
-    Gone { id: BackendId, generation: u64, trace: Trace, remaining: Vec<Pid> },
+    Tree {
+        id: BackendId,
+        generation: u64,
+        tree: Tree,
+    },
+    Gone {
+        id: BackendId,
+        generation: u64,
+        trace: Trace,
+        remaining: Vec<Pid>,
+    },
     /// A probe command runs, or could not be started.
-    Probing { id: BackendId, generation: u64, probe: Result<Spawned, String> },
+    Probing {
+        id: BackendId,
+        generation: u64,
+        probe: Result<Spawned, String>,
+    },
     /// The service files, read again.
-    Loaded { catalog: Box<Catalog>, asker: Option<(SessionId, RequestId)> },
+    Loaded {
+        catalog: Box<Catalog>,
+        asker: Option<(SessionId, RequestId)>,
+    },
     /// An answer that took a look at the disk.
-    Reply { session: SessionId, request_id: RequestId, document: serde_json::Value },
+    Reply {
+        session: SessionId,
+        request_id: RequestId,
+        document: serde_json::Value,
+    },
     /// Nothing but that the work is done.
     Done,
 }
@@ -92,6 +116,7 @@ pub(super) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<
         let own = std::env::var_os("PATH");
         let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path).or(own.as_ref());
         let resolved = resolve_program(program.as_ref(), path.map(AsRef::as_ref)).map_err(|e| refusal_of_spawn(&e))?;
+        check_program(&resolved)?;
         let arguments = command.arguments.iter().map(|argument| argument.fill(&values).into());
         Ok(Command {
             program: resolved,
@@ -111,10 +136,9 @@ pub(super) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<
         Probe::Exec { command: probe } => Some(command(probe)?),
         Probe::Connect | Probe::Notify | Probe::Socket { .. } => None,
     };
-    daemon.listen.extend(listener.iter().map(|held| Listen {
-        socket: Arc::clone(&held.socket),
-        name: definition.service.to_string(),
-    }));
+    daemon.listen.extend(
+        listener.iter().map(|held| Listen { socket: Arc::clone(&held.socket), name: definition.service.to_string() }),
+    );
     let spawned = spawn(&daemon).map_err(|error| refusal_of_spawn(&error))?;
     let pid = spawned.pid;
     mains.insert(pid);
@@ -149,12 +173,20 @@ fn prepare_endpoint(order: &Order) -> Result<(Endpoint, Option<Held>), Box<Refus
             (Endpoint::Tcp { host: "127.0.0.1".to_owned(), port }, socket)
         }
     };
-    let held = socket.map(|socket| Held {
-        socket: Arc::new(socket),
-        endpoint: endpoint.clone(),
-        declared: declared.clone(),
-    });
+    let held =
+        socket.map(|socket| Held { socket: Arc::new(socket), endpoint: endpoint.clone(), declared: declared.clone() });
     Ok((endpoint, held))
+}
+
+/// A program that others can write is theirs to choose, and is not run.
+fn check_program(program: &Path) -> Result<(), Box<Refusal>> {
+    let uid = nix::unistd::getuid().as_raw();
+    match program.metadata().ok().and_then(|metadata| services::writable_by_others(&metadata, uid)) {
+        Some(why) => {
+            Err(Box::new(Refusal::new(Code::SpawnFailed, format!("`{}` is not run: {why}", program.display()))))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Exactly what is declared.
@@ -209,8 +241,14 @@ pub(super) fn finish(ending: Ending, mains: &Mains) -> (Trace, Vec<Pid>) {
     };
     let ended = end(doomed, END_PATIENCE);
     mains.remove(main.pid);
-    if let Some(Err(error)) = socket.as_deref().map(remove_dead_unix) {
-        tracing::warn!(%error, socket = ?socket, "cannot remove a dead socket");
+    if let Some(socket) = socket {
+        match remove_dead_unix(&socket) {
+            Ok(Removal::Removed | Removal::Absent) => {}
+            Ok(Removal::Alive | Removal::NotASocket) => {
+                tracing::warn!(socket = %socket.display(), "the endpoint of a dead backend is somebody else's; it stays");
+            }
+            Err(error) => tracing::warn!(%error, socket = %socket.display(), "cannot remove a dead socket"),
+        }
     }
     let stderr = log_file::tail(&log, TAIL_LINES, TAIL_BYTES).ok();
     let stderr = stderr.map(|text| text.trim_end().to_owned()).filter(|text| !text.is_empty());

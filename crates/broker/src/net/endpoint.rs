@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use nix::unistd::Pid;
 
 pub(crate) use self::tcp::{bind_tcp, connect_tcp, finish_tcp, free_tcp_port, prepare_tcp, probe_tcp};
-pub(crate) use self::unix::{bind_unix, connect_unix, prepare_unix, probe_unix, remove_dead_unix};
+pub(crate) use self::unix::{Removal, bind_unix, connect_unix, prepare_unix, probe_unix, remove_dead_unix};
 use crate::process::identity;
 
 /// The backlog of sockets that the broker binds; the kernel lowers it to `net.core.somaxconn`.

@@ -138,8 +138,6 @@ mod tests {
     #[test]
     fn we_are_who_we_are() {
         let me = Identity::of(Pid::this()).unwrap().unwrap();
-        assert!(me.open().unwrap().is_some());
-        assert!(Identity { start_time: me.start_time + 1, ..me }.open().unwrap().is_none());
         assert_eq!(stat(Pid::this()).unwrap().unwrap().parent, Pid::parent());
         assert!(all().unwrap().iter().any(|stat| stat.identity() == me));
     }
@@ -147,6 +145,5 @@ mod tests {
     #[test]
     fn a_number_beyond_the_limit_is_nobody() {
         assert_eq!(stat(Pid::from_raw(i32::MAX)).unwrap(), None);
-        assert!(Identity { pid: Pid::from_raw(i32::MAX), start_time: 1 }.open().unwrap().is_none());
     }
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::identity::FileId;
 use super::printable::printable;
 
 /// The name of a log file: when the start began, in UTC. It sorts by time.

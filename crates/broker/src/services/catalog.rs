@@ -13,7 +13,7 @@ use nix::unistd::Uid;
 
 use super::definition::Service;
 use super::file::{self, writable_by_others};
-use super::problem::{Problem, Severity};
+use super::problem::Problem;
 use super::schema;
 
 /// All services by name.
@@ -69,7 +69,7 @@ impl Catalog {
     /// Whether a file or a directory could not be used.
     #[cfg(test)]
     pub(crate) fn has_errors(&self) -> bool {
-        self.problems.iter().any(|problem| problem.severity == Severity::Error)
+        self.problems.iter().any(|problem| problem.severity == super::problem::Severity::Error)
     }
 
     fn add(&mut self, path: &Path, distrust: Distrust) {

@@ -147,7 +147,11 @@ fn the_first_crash_is_retried_after_the_backoff_and_the_second_refused() {
 fn being_ready_for_an_instant_is_not_health() {
     let (mut scene, ticket) = Scene::ready();
     scene.exits(Exit::Signal(9));
-    assert_eq!(scene.pass(Duration::from_millis(250)), [Effect::Start { generation: 2 }], "it is held, so it is retried");
+    assert_eq!(
+        scene.pass(Duration::from_millis(250)),
+        [Effect::Start { generation: 2 }],
+        "it is held, so it is retried"
+    );
     scene.becomes_ready();
     scene.pass(Duration::from_millis(9_999));
     let effects = scene.exits(Exit::Signal(9));

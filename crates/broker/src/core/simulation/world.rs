@@ -315,7 +315,6 @@ impl World {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the reader of a replay wants the history")]
 fn narrate(now: Timestamp, at: usize, event: &Event, view: &View, effects: &[Effect]) {
     println!("{:>15} backend {at}: {event:?}", now.as_nanos());
     println!("{:>15} {view:?}", "");

@@ -296,7 +296,6 @@ fn descriptors_are_sealed_without_close_range_too() {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "a figure to look at, which is never asserted")]
 fn many_threads_spawn_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let command = command("/bin/true", &[], &folder.path().join("log"));

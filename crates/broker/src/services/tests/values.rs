@@ -6,7 +6,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{NAMED, VERSION, definition, service};
-use crate::services::{Endpoint, Lifecycle, Log, Probe, Recovery, Template};
+use crate::services::definition::{Lifecycle, Log, Recovery};
+use crate::services::{Endpoint, Probe, Template};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
