@@ -1,16 +1,13 @@
 //! Effects: what the machines decide, done.
 
-use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage};
 
-use super::clock::now;
 use super::driver::{Driver, Kind};
 use super::hosted::{Launched, Running};
-use super::work::{self, Ending, Order, Report};
+use super::work::{self, Order, Report};
 use super::{tasks, telling};
 use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket, Waiter};
 use crate::core::millis_up;
@@ -18,10 +15,6 @@ use crate::core::registry::BackendId;
 use crate::net::endpoint::{self, ConnectError, Connection};
 use crate::net::ownership;
 use crate::net::sock_diag::{established_tcp, established_unix};
-use crate::process::exit::{Exit, peek};
-use crate::process::forked::survivors;
-use crate::process::group::{Tree, signal};
-use crate::process::kernel;
 use crate::process::spawn;
 use crate::services::{self, Probe};
 
@@ -148,14 +141,14 @@ impl Driver {
         self.dispatch(id, Event::Started { generation });
     }
 
-    fn unwatch(&mut self, id: BackendId) {
+    pub(super) fn unwatch(&mut self, id: BackendId) {
         if let Some(path) = self.hosted.get_mut(&id).and_then(|hosted| hosted.watched.take()) {
             self.watches.remove(&path);
         }
     }
 
     /// Looks whether the endpoint serves; a command is started instead.
-    fn probe(&mut self, id: BackendId, generation: u64) {
+    pub(super) fn probe(&mut self, id: BackendId, generation: u64) {
         let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
         if let Some(command) = running.probe.clone() {
             let job = move || {
@@ -202,108 +195,6 @@ impl Driver {
                 let obstacle = Some(format!("the probe cannot be started: {error}"));
                 self.dispatch(id, Event::Probed { generation, ready: false, obstacle });
             }
-        }
-    }
-
-    /// The main process has ended, or seems to have.
-    pub(super) fn main_ended(&mut self, id: BackendId, generation: u64) {
-        if let Some(event) = self.look_at_main(id, generation) {
-            self.dispatch(id, event);
-        }
-    }
-
-    /// Looks at the main process now; the event of its end, if it has ended.
-    pub(super) fn look_at_main(&mut self, id: BackendId, generation: u64) -> Option<Event> {
-        let (key, backend) = self.registry.get(id)?;
-        let is_ready = backend.view(now()).state == broker_proto::State::Ready;
-        let running = self.hosted.get_mut(&id)?.generation(generation)?;
-        if !kernel::has_ended(running.main.pidfd.as_fd()) {
-            return None;
-        }
-        let exit = peek(running.main.pidfd.as_fd()).ok().flatten().unwrap_or(Exit::Unknown);
-        let mains = &self.mains;
-        // One that was ready must still be: then its listening socket lives on in those who survive.
-        let survives = exit.is_success()
-            && survivors(&running.facts, |pid| mains.contains(pid)).is_ok_and(|found| !found.is_empty())
-            && (!is_ready || connect(&running.endpoint).is_ok());
-        tracing::info!(backend = %key, generation, pid = running.main.pid.as_raw(), survives, "the main process {exit}");
-        Some(Event::Exited { generation, exit: telling::exit(exit), survivors: survives })
-    }
-
-    /// Takes the oldest survivor of a daemon that forked away for the main process.
-    fn follow(&mut self, id: BackendId, generation: u64) {
-        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
-        let mains = &self.mains;
-        let mut found = survivors(&running.facts, |pid| mains.contains(pid)).unwrap_or_default().into_iter();
-        let launcher = running.main.pid;
-        let Some(survivor) = found.next() else {
-            // It was there a moment ago and has ended as well.
-            self.follow_up(id, Event::Exited { generation, exit: broker_proto::Exit::Unknown, survivors: false });
-            return;
-        };
-        let group = crate::process::identity::stat(survivor.pid).ok().flatten().map_or(survivor.pid, |s| s.group);
-        tracing::info!(
-            generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), evidence = ?survivor.evidence,
-            "the daemon forked away"
-        );
-        mains.insert(survivor.pid);
-        mains.remove(launcher);
-        if let Err(error) = kernel::reap(&running.main.pidfd) {
-            tracing::warn!(%error, "a launcher cannot be reaped");
-        }
-        running.known.push(launcher);
-        running.known.extend(found.map(|other| other.pid));
-        running.main = super::hosted::Main { pid: survivor.pid, pidfd: Arc::new(survivor.pidfd), group };
-        let watch = tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&running.main.pidfd));
-        running.tasks.push(watch);
-        self.probe(id, generation);
-    }
-
-    /// Looks for the descendants first: once the main process has ended nothing leads to those that left its group.
-    fn snapshot_then_terminate(&mut self, id: BackendId, generation: u64) {
-        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
-        let main = running.main.pid;
-        let job = move || Report::Tree { id, generation, tree: Tree::snapshot(main).unwrap_or_default() };
-        if self.work(job).is_err() {
-            self.terminate(id, generation, Tree::default());
-        }
-    }
-
-    /// Asks the group to end. The main process is not reaped before its end is worked off here, so the number is its own.
-    pub(super) fn terminate(&mut self, id: BackendId, generation: u64, tree: Tree) {
-        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
-        if running.tree.replace(tree).is_some() {
-            return;
-        }
-        let stop_signal = running.definition.lifecycle.stop_signal;
-        if let Some((key, _)) = self.registry.get(id) {
-            tracing::info!(backend = %key, generation, signal = stop_signal.as_str(), "stopping");
-        }
-        if let Err(error) = signal(running.main.group, stop_signal) {
-            tracing::warn!(%error, pid = running.main.pid.as_raw(), "cannot signal a process group");
-        }
-    }
-
-    /// Ends what is left of a generation.
-    fn end(&mut self, id: BackendId, generation: u64) {
-        self.unwatch(id);
-        let Some(hosted) = self.hosted.get_mut(&id) else { return };
-        let Some(running) = hosted.running.take_if(|running| running.generation == generation) else { return };
-        let inherits = hosted.listener.is_some();
-        let socket = match &running.endpoint {
-            Endpoint::Unix { path } if !inherits => Some(PathBuf::from(path)),
-            Endpoint::Unix { .. } | Endpoint::Tcp { .. } => None,
-        };
-        let Running { main, facts, tree, log, .. } = running;
-        let ending = Ending { main, facts, tree: tree.unwrap_or_default(), socket, log };
-        let mains = self.mains.clone();
-        let job = move || {
-            let (trace, remaining) = work::finish(ending, &mains);
-            Report::Gone { id, generation, trace, remaining }
-        };
-        if let Err(error) = self.work(job) {
-            tracing::error!(%error, generation, "no thread to end a backend from");
-            self.follow_up(id, Event::Gone { generation, trace: crate::core::backend::Trace::default() });
         }
     }
 
@@ -404,18 +295,6 @@ impl Driver {
         }
     }
 
-    /// Nothing of a backend is left.
-    pub(super) fn gone(&mut self, id: BackendId, generation: u64, event: Event, remaining: &[nix::unistd::Pid]) {
-        if let Some((key, _)) = self.registry.get(id) {
-            if remaining.is_empty() {
-                tracing::debug!(backend = %key, generation, "gone");
-            } else {
-                tracing::error!(backend = %key, generation, ?remaining, "killed, and yet these processes remain");
-            }
-        }
-        self.dispatch(id, event);
-    }
-
     /// Forgets the listening socket of a backend whose definition wants another, or none.
     pub(super) fn redefine(&mut self, id: BackendId, definition: Arc<services::Definition>) {
         let waiters_max = self.config.limits.waiters_per_backend;
@@ -427,7 +306,7 @@ impl Driver {
     }
 }
 
-fn connect(endpoint: &Endpoint) -> Result<Connection, ConnectError> {
+pub(super) fn connect(endpoint: &Endpoint) -> Result<Connection, ConnectError> {
     match endpoint {
         Endpoint::Unix { path } => endpoint::connect_unix(path.as_ref()).map(Connection::Made),
         Endpoint::Tcp { port, .. } => endpoint::connect_tcp(*port),

@@ -7,9 +7,9 @@ use super::super::readiness::{Decision, Observation, Pace};
 use super::super::recovery;
 use super::super::time::{millis, millis_up};
 use super::super::waiters::Waiters;
+use super::failure::{Cause, Failure, humane};
 use super::{
-    Backend, Cause, Effect, Failure, IDLE_RECHECK, News, RETRY_HINT, Starting, State, Stopping, Then, Trace, Word,
-    humane, refuse_all,
+    Backend, Effect, IDLE_RECHECK, News, RETRY_HINT, Starting, State, Stopping, Then, Trace, Word, refuse_all,
 };
 
 impl Backend {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use broker_proto::{Code, Exit, State};
 
+use super::super::readiness::Pace;
 use super::super::simulation::policies;
 use super::*;
 

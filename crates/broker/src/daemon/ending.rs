@@ -1,0 +1,137 @@
+//! How a generation ends: its main process seen dead or followed, its group asked to end, the rest ended.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use broker_proto::Endpoint;
+use nix::unistd::Pid;
+
+use super::clock::now;
+use super::driver::Driver;
+use super::hosted::{Main, Running};
+use super::perform::connect;
+use super::work::{self, Ending, Report};
+use super::{tasks, telling};
+use crate::core::backend::{Event, Trace};
+use crate::core::registry::BackendId;
+use crate::process::exit::{Exit, peek};
+use crate::process::forked::survivors;
+use crate::process::group::{Tree, signal};
+use crate::process::{identity, kernel};
+
+impl Driver {
+    /// The main process has ended, or seems to have.
+    pub(super) fn main_ended(&mut self, id: BackendId, generation: u64) {
+        if let Some(event) = self.look_at_main(id, generation) {
+            self.dispatch(id, event);
+        }
+    }
+
+    /// Looks at the main process now; the event of its end, if it has ended.
+    pub(super) fn look_at_main(&mut self, id: BackendId, generation: u64) -> Option<Event> {
+        let (key, backend) = self.registry.get(id)?;
+        let is_ready = backend.view(now()).state == broker_proto::State::Ready;
+        let running = self.hosted.get_mut(&id)?.generation(generation)?;
+        if !kernel::has_ended(running.main.pidfd.as_fd()) {
+            return None;
+        }
+        let exit = peek(running.main.pidfd.as_fd()).ok().flatten().unwrap_or(Exit::Unknown);
+        let mains = &self.mains;
+        // One that was ready must still be: then its listening socket lives on in those who survive.
+        let survives = exit.is_success()
+            && survivors(&running.facts, |pid| mains.contains(pid)).is_ok_and(|found| !found.is_empty())
+            && (!is_ready || connect(&running.endpoint).is_ok());
+        tracing::info!(backend = %key, generation, pid = running.main.pid.as_raw(), survives, "the main process {exit}");
+        Some(Event::Exited { generation, exit: telling::exit(exit), survivors: survives })
+    }
+
+    /// Takes the oldest survivor of a daemon that forked away for the main process.
+    pub(super) fn follow(&mut self, id: BackendId, generation: u64) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        let mains = &self.mains;
+        let mut found = survivors(&running.facts, |pid| mains.contains(pid)).unwrap_or_default().into_iter();
+        let launcher = running.main.pid;
+        let Some(survivor) = found.next() else {
+            // It was there a moment ago and has ended as well.
+            self.follow_up(id, Event::Exited { generation, exit: broker_proto::Exit::Unknown, survivors: false });
+            return;
+        };
+        let group = identity::stat(survivor.pid).ok().flatten().map_or(survivor.pid, |s| s.group);
+        tracing::info!(
+            generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), evidence = ?survivor.evidence,
+            "the daemon forked away"
+        );
+        mains.insert(survivor.pid);
+        mains.remove(launcher);
+        if let Err(error) = kernel::reap(&running.main.pidfd) {
+            tracing::warn!(%error, "a launcher cannot be reaped");
+        }
+        running.known.push(launcher);
+        running.known.extend(found.map(|other| other.pid));
+        running.main = Main { pid: survivor.pid, pidfd: Arc::new(survivor.pidfd), group };
+        let watch = tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&running.main.pidfd));
+        running.tasks.push(watch);
+        self.probe(id, generation);
+    }
+
+    /// Looks for the descendants first: once the main process has ended nothing leads to those that left its group.
+    pub(super) fn snapshot_then_terminate(&mut self, id: BackendId, generation: u64) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        let main = running.main.pid;
+        let job = move || Report::Tree { id, generation, tree: Tree::snapshot(main).unwrap_or_default() };
+        if self.work(job).is_err() {
+            self.terminate(id, generation, Tree::default());
+        }
+    }
+
+    /// Asks the group to end. The main process is not reaped before its end is worked off here, so the number is its own.
+    pub(super) fn terminate(&mut self, id: BackendId, generation: u64, tree: Tree) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        if running.tree.replace(tree).is_some() {
+            return;
+        }
+        let stop_signal = running.definition.lifecycle.stop_signal;
+        if let Some((key, _)) = self.registry.get(id) {
+            tracing::info!(backend = %key, generation, signal = stop_signal.as_str(), "stopping");
+        }
+        if let Err(error) = signal(running.main.group, stop_signal) {
+            tracing::warn!(%error, pid = running.main.pid.as_raw(), "cannot signal a process group");
+        }
+    }
+
+    /// Ends what is left of a generation.
+    pub(super) fn end(&mut self, id: BackendId, generation: u64) {
+        self.unwatch(id);
+        let Some(hosted) = self.hosted.get_mut(&id) else { return };
+        let Some(running) = hosted.running.take_if(|running| running.generation == generation) else { return };
+        let inherits = hosted.listener.is_some();
+        let socket = match &running.endpoint {
+            Endpoint::Unix { path } if !inherits => Some(PathBuf::from(path)),
+            Endpoint::Unix { .. } | Endpoint::Tcp { .. } => None,
+        };
+        let Running { main, facts, tree, log, .. } = running;
+        let ending = Ending { main, facts, tree: tree.unwrap_or_default(), socket, log };
+        let mains = self.mains.clone();
+        let job = move || {
+            let (trace, remaining) = work::finish(ending, &mains);
+            Report::Gone { id, generation, trace, remaining }
+        };
+        if let Err(error) = self.work(job) {
+            tracing::error!(%error, generation, "no thread to end a backend from");
+            self.follow_up(id, Event::Gone { generation, trace: Trace::default() });
+        }
+    }
+
+    /// Nothing of a backend is left.
+    pub(super) fn gone(&mut self, id: BackendId, generation: u64, event: Event, remaining: &[Pid]) {
+        if let Some((key, _)) = self.registry.get(id) {
+            if remaining.is_empty() {
+                tracing::debug!(backend = %key, generation, "gone");
+            } else {
+                tracing::error!(backend = %key, generation, ?remaining, "killed, and yet these processes remain");
+            }
+        }
+        self.dispatch(id, event);
+    }
+}

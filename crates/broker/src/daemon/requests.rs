@@ -1,0 +1,178 @@
+//! What clients ask, parsed, admitted and filed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker_proto::{
+    ClientMessage, Code, Delivery, Hello, InstanceName, Refusal, RequestId, Requirement, ServerMessage, ServiceName,
+};
+
+use super::clock::now;
+use super::driver::{Asked, Driver, Kind};
+use super::hosted::{self, Hosted};
+use super::session::{Session, SessionId};
+use crate::core::admission::{AccessRules, Rejection, admit, admit_connected};
+use crate::core::backend::{Event, RETRY_HINT, Ticket, Waiter};
+use crate::core::millis_up;
+use crate::core::registry::{BackendId, BackendKey};
+use crate::core::versions::{NoVersion, choose};
+use crate::services::Definition;
+use crate::services::problem::suggestion;
+
+impl Driver {
+    /// Takes one message of a client.
+    pub(super) fn client_message(&mut self, session: &Session, message: ClientMessage) {
+        match message {
+            ClientMessage::Hello(hello) => {
+                let request_id = hello.request_id;
+                if let Err(refusal) = self.hello(session, &hello) {
+                    tracing::info!(
+                        session = session.id.0, pid = session.pid, uid = session.peer.uid,
+                        client = %hello.client.name.escape_debug(), service = %hello.service.escape_debug(),
+                        code = %refusal.code, "refused: {}", refusal.reason
+                    );
+                    session.refuse(request_id, *refusal);
+                }
+            }
+            ClientMessage::Release { request_id } => self.release(session.id, request_id),
+            ClientMessage::Ping { nonce } => session.send(&ServerMessage::Pong { nonce }, None),
+            ClientMessage::Admin { request_id, request } => {
+                if let Err(refusal) = self.admin(session, request_id, request) {
+                    session.refuse(request_id, *refusal);
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, session: &Session, hello: &Hello) -> Result<(), Box<Refusal>> {
+        self.check_serving()?;
+        let malformed = |error: &dyn std::fmt::Display| Box::new(Refusal::new(Code::Malformed, error.to_string()));
+        let instance = InstanceName::parse(&hello.instance).map_err(|e| malformed(&e))?;
+        let service = ServiceName::parse(&hello.service).map_err(|e| malformed(&e))?;
+        let requirement = Requirement::parse(&hello.version_requirement).map_err(|e| malformed(&e))?;
+        let definition = self.choose(&service, &requirement, |rules| match hello.delivery {
+            Delivery::Endpoint => admit(&session.peer, self.uid, rules),
+            Delivery::Connected => admit_connected(&session.peer, self.uid, rules),
+        })?;
+        let id = self.open(instance, &definition)?;
+        if let Some(generation) = hello.found_dead {
+            self.main_ended(id, generation);
+        }
+        let kind = Kind::Hello(hello.delivery);
+        let waiter = self.ask(session.id, hello.request_id, id, kind, hello.deadline_ms)?;
+        self.dispatch(id, Event::Hello(waiter));
+        Ok(())
+    }
+
+    pub(super) fn check_serving(&self) -> Result<(), Box<Refusal>> {
+        match self.leaving {
+            None => Ok(()),
+            Some(_) => {
+                let refusal = Refusal::new(Code::ShuttingDown, "the broker is shutting down");
+                Err(Box::new(refusal.retry_after_ms(millis_up(RETRY_HINT))))
+            }
+        }
+    }
+
+    /// Finds the service, asks whether the peer may have it, and picks a version.
+    pub(super) fn choose(
+        &self,
+        name: &ServiceName,
+        requirement: &Requirement,
+        admitted: impl FnOnce(&AccessRules) -> Result<(), Rejection>,
+    ) -> Result<Arc<Definition>, Box<Refusal>> {
+        let Some(service) = self.catalog.services.get(name) else {
+            return Err(Box::new(self.service_unknown(name)));
+        };
+        admitted(&service.access)
+            .map_err(|rejection| Box::new(Refusal::new(Code::PeerRejected, rejection.to_string())))?;
+        match choose(service.versions.keys(), &service.version_rules, requirement) {
+            Ok(version) => Ok(Arc::clone(&service.versions[version])),
+            Err(error) => {
+                let code = match error {
+                    NoVersion::Unsupported { .. } => Code::VersionUnsupported,
+                    NoVersion::Blocked { .. } => Code::VersionBlocked,
+                };
+                let mut refusal = Refusal::new(code, format!("service `{name}`: {error}"));
+                refusal.evidence.available = service.versions.keys().map(ToString::to_string).collect();
+                Err(Box::new(refusal))
+            }
+        }
+    }
+
+    pub(super) fn service_unknown(&self, name: &ServiceName) -> Refusal {
+        let names = self.catalog.services.keys().map(ServiceName::as_str);
+        let near = suggestion(name.as_str(), names);
+        let hint = near.unwrap_or_default();
+        let broken = self.catalog.problems.iter().find(|p| p.file.file_stem().is_some_and(|s| s == name.as_str()));
+        let why = broken.map(|p| format!("; its file has an error: {p}")).unwrap_or_default();
+        Refusal::new(Code::ServiceUnknown, format!("no service file defines `{name}`{hint}{why}"))
+    }
+
+    /// The backend of a definition in an instance, registered if it is new.
+    pub(super) fn open(
+        &mut self,
+        instance: InstanceName,
+        definition: &Arc<Definition>,
+    ) -> Result<BackendId, Box<Refusal>> {
+        let key = BackendKey { instance, service: definition.service.clone(), version: definition.version.clone() };
+        if let Some(id) = self.registry.find(&key) {
+            return Ok(id);
+        }
+        let policies = hosted::policies(definition, self.config.limits.waiters_per_backend);
+        let id = self.registry.open(now(), &key, policies).map_err(|full| {
+            let reason = format!("{} backends are in use already, which is the limit", full.limit);
+            Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))
+        })?;
+        self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
+        let registry = &self.registry;
+        self.hosted.retain(|id, _| registry.get(*id).is_some());
+        Ok(id)
+    }
+
+    /// Files a request under a new ticket.
+    pub(super) fn ask(
+        &mut self,
+        session: SessionId,
+        request_id: RequestId,
+        backend: BackendId,
+        kind: Kind,
+        deadline_ms: Option<u64>,
+    ) -> Result<Waiter, Box<Refusal>> {
+        let ticket = Ticket(self.number());
+        let holds = matches!(kind, Kind::Hello(_));
+        let Some(connected) = self.sessions.get_mut(&session) else {
+            return Err(Box::new(Refusal::new(Code::Internal, "the session is over")));
+        };
+        if !matches!(kind, Kind::Part(_)) {
+            if connected.tickets.contains_key(&request_id) {
+                let reason = format!("request {request_id} is in use already on this session");
+                return Err(Box::new(Refusal::new(Code::Malformed, reason)));
+            }
+            connected.tickets.insert(request_id, ticket);
+        }
+        let deadline = deadline_ms.map(|ms| now() + Duration::from_millis(ms));
+        self.asked.insert(ticket, Asked { session, request_id, backend, kind, deadline });
+        Ok(Waiter { ticket, deadline, holds })
+    }
+
+    /// Forgets a request that is answered for good.
+    pub(super) fn close_request(&mut self, ticket: Ticket) -> Option<Asked> {
+        let asked = self.asked.remove(&ticket)?;
+        if let Some(connected) = self.sessions.get_mut(&asked.session)
+            && connected.tickets.get(&asked.request_id) == Some(&ticket)
+        {
+            connected.tickets.remove(&asked.request_id);
+        }
+        Some(asked)
+    }
+
+    fn release(&mut self, session: SessionId, request_id: RequestId) {
+        let ticket = self.sessions.get_mut(&session).and_then(|c| c.tickets.remove(&request_id));
+        if let Some(ticket) = ticket
+            && let Some(asked) = self.asked.remove(&ticket)
+        {
+            self.dispatch(asked.backend, Event::Withdraw(ticket));
+        }
+    }
+}
