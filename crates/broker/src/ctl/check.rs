@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use nix::unistd::Uid;
 use serde_json::{Value, json};
 
 use super::args;
@@ -15,7 +16,9 @@ use super::services::sentence;
 use super::status::count;
 use crate::config::{Config, ConfigError, Options, Surroundings};
 use crate::process::spawn::resolve_program;
-use crate::services::{Catalog, Command, Definition, Position, Probe, Problem, Service, Severity, Template, Values};
+use crate::services::{
+    Catalog, Command, Definition, Position, Probe, Problem, Service, Severity, Template, Values, writable_by_others,
+};
 
 /// The name of the broker's own configuration file.
 const CONFIGURATION: &str = "broker.toml";
@@ -243,7 +246,10 @@ fn find_program(definition: &Definition, command: &Command) -> Result<(), String
     if metadata.permissions().mode() & 0o111 == 0 {
         return Err(format!("the program `{0}` is not executable: `chmod +x {0}`", found.display()));
     }
-    Ok(())
+    match writable_by_others(&metadata, Uid::effective().as_raw()) {
+        Some(why) => Err(format!("the program `{}` would not be run: {why}", found.display())),
+        None => Ok(()),
+    }
 }
 
 /// Where a file names the program, if it does so in the plain way.

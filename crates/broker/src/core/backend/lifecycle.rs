@@ -58,8 +58,8 @@ impl Backend {
 
     pub(super) fn probed(&mut self, now: Timestamp, ready: bool, obstacle: Option<String>, effects: &mut Vec<Effect>) {
         if matches!(self.state, State::Starting(_)) {
-            if obstacle.is_some() && obstacle != self.status {
-                self.status = obstacle;
+            if obstacle.is_some() && obstacle != self.obstacle {
+                self.obstacle = obstacle;
                 self.tell_waiters(now, effects);
             }
             self.observe(now, true, ready, effects);
@@ -105,6 +105,7 @@ impl Backend {
     fn become_ready(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let State::Starting(starting) = self.leave() else { return };
         let generation = self.generation;
+        self.obstacle = None;
         self.tell_holders(&News::Ready { generation }, effects);
         for waiter in starting.waiters {
             if waiter.holds {
@@ -121,7 +122,7 @@ impl Backend {
     fn ceiling_reached(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let State::Starting(starting) = self.leave() else { return };
         let lived = now.since(starting.began);
-        let obstacle = self.status.take();
+        let obstacle = self.obstacle.take().or_else(|| self.status.take());
         let then = self.crash(now, Cause::Ceiling { obstacle }, lived);
         self.stop(now, starting.spawned, starting.waiters, Waiters::default(), then, effects);
     }

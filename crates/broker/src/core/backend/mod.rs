@@ -42,8 +42,10 @@ pub(crate) struct Backend {
     state: State,
     /// When the state began.
     since: Timestamp,
-    /// What the daemon last said of itself, or what the last probe found in the way.
+    /// What the daemon last said of itself.
     status: Option<String>,
+    /// What the last probe found in the way.
+    obstacle: Option<String>,
 }
 
 #[derive(Debug)]
@@ -116,6 +118,7 @@ impl Backend {
             state: State::Inactive { not_before: None },
             since: now,
             status: None,
+            obstacle: None,
         }
     }
 
@@ -215,7 +218,7 @@ impl Backend {
             crashes_in_window: self.budget.crashes(now, &self.policies.recovery),
             retry_after: retry_at.map(|time| time.since(now)),
             draining: self.draining,
-            status: self.status.clone().filter(|_| self.is_live()),
+            status: self.status_or_obstacle().filter(|_| self.is_live()),
         }
     }
 
@@ -229,13 +232,17 @@ impl Backend {
         std::mem::replace(&mut self.state, State::Inactive { not_before: None })
     }
 
+    fn status_or_obstacle(&self) -> Option<String> {
+        self.status.clone().or_else(|| self.obstacle.clone())
+    }
+
     fn progress(&self, now: Timestamp) -> Progress {
         let view = self.view(now);
         Progress {
             state: view.state,
             attempt: self.attempt,
             elapsed: now.since(self.since),
-            status: self.status.clone(),
+            status: self.status_or_obstacle(),
         }
     }
 

@@ -86,7 +86,7 @@ impl Backend {
         }
         self.generation += 1;
         self.attempt = self.budget.begin_start(now, is_retry, &self.policies.recovery);
-        self.status = None;
+        (self.status, self.obstacle) = (None, None);
         let readiness = Readiness::new(self.policies.pace, self.policies.hard_ceiling);
         let starting = Starting { waiters, began: now, readiness, spawned: false, probe: None };
         self.enter(now, State::Starting(starting));

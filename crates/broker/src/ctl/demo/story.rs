@@ -21,9 +21,9 @@ const SLOW_START_MS: u64 = 300;
 /// The broker's own pause before its one retry.
 const RETRY_BACKOFF: Duration = Duration::from_millis(250);
 /// The recovery window of the daemon that fails.
-const WINDOW: Duration = Duration::from_secs(2);
-/// An answer that took no longer cannot have waited for a start and its retry.
-const AT_ONCE: Duration = RETRY_BACKOFF;
+const WINDOW: Duration = Duration::from_secs(3);
+/// The longest that a refusal without a start may take, new process and busy machine included.
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// How long to wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -237,7 +237,7 @@ fn write_services(world: &World, echo: &Path, flaky: &Path, fault: &Path) -> Res
         let text = path.to_string_lossy().replace('{', "{{").replace('}', "}}");
         Value::from(text).to_string()
     };
-    let program = quoted(world.program());
+    let program = quoted(world.daemon());
     let file = |name: &str, description: &str, recorded: &Path, more: &str, tables: &str| {
         format!(
             "[service]\nname = \"{name}\"\ndescription = \"{description}\"\n\n[[version]]\nversion = \"1.0.0\"\n\

@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,13 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 
 use super::super::output::{Console, FAILED, Failure};
 use super::DEMO_VARIABLE;
+use crate::services::writable_by_others;
 
 /// A folder path longer than this leaves too little of a socket path's 107 bytes.
 const FOLDER_MAX: usize = 40;
@@ -74,7 +75,10 @@ pub(super) struct Finished {
 pub(super) struct World {
     folder: Option<TempDir>,
     path: PathBuf,
+    /// This program.
     program: PathBuf,
+    /// This program, as the broker runs it for the daemons.
+    daemon: PathBuf,
     broker: Option<Process>,
 }
 
@@ -90,7 +94,9 @@ impl World {
             .tempdir_in(&place)
             .map_err(|e| Failure::because(FAILED, format!("cannot make a folder in {}", place.display()), e))?;
         let path = folder.path().to_owned();
-        Ok(Self { folder: Some(folder), path, program, broker: None })
+        let daemon = trusted(&program, &path)
+            .map_err(|e| Failure::because(FAILED, format!("cannot copy {}", program.display()), e))?;
+        Ok(Self { folder: Some(folder), path, program, daemon, broker: None })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -101,12 +107,8 @@ impl World {
         self.path.join(name)
     }
 
-    pub(super) fn program(&self) -> &Path {
-        &self.program
-    }
-
-    fn program_bytes(&self) -> &[u8] {
-        self.program.as_os_str().as_encoded_bytes()
+    pub(super) fn daemon(&self) -> &Path {
+        &self.daemon
     }
 
     /// Writes a file that only this user can write, whatever the umask: the broker would not trust another.
@@ -194,7 +196,11 @@ impl World {
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let is_ours = |pid: &i32| {
             let executable = fs::read_link(format!("/proc/{pid}/exe"));
-            executable.is_ok_and(|path| path.as_os_str().as_encoded_bytes().starts_with(self.program_bytes()))
+            // A program that was built anew meanwhile has ` (deleted)` behind its name.
+            let begins = |path: &Path, with: &Path| {
+                path.as_os_str().as_encoded_bytes().starts_with(with.as_os_str().as_encoded_bytes())
+            };
+            executable.is_ok_and(|path| begins(&path, &self.program) || begins(&path, &self.daemon))
         };
         let names_folder = |pid: &i32| {
             let line = fs::read(format!("/proc/{pid}/cmdline"));
@@ -242,6 +248,19 @@ impl Drop for World {
     fn drop(&mut self) {
         self.clean_up(false);
     }
+}
+
+/// The program, or a copy of it in the folder: the broker does not run what another user can write, such as a file that
+/// was built by an ordinary user where the demo is run by root.
+fn trusted(program: &Path, folder: &Path) -> io::Result<PathBuf> {
+    let metadata = fs::metadata(program)?;
+    if writable_by_others(&metadata, Uid::effective().as_raw()).is_none() {
+        return Ok(program.to_owned());
+    }
+    let copy = folder.join("daemon");
+    fs::copy(program, &copy)?;
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o700))?;
+    Ok(copy)
 }
 
 async fn read_all(pipe: Option<OwnedFd>) -> io::Result<String> {
