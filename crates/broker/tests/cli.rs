@@ -65,8 +65,8 @@ fn help_names_the_commands_and_the_exit_codes() {
       -V, --version  Print version
 
     Options of every command:
-          --socket <PATH>       The broker's socket [default: the user's, then the system's] [env:
-                                BROKER_SOCKET]
+          --socket <PATH>       The broker's socket [default: $BROKER_SOCKET, else the user's, then the
+                                system's]
           --json                Print JSON for programs
           --timeout <DURATION>  Wait at most this long, such as 500ms, 10s or 2m
       -q, --quiet               Show no progress
@@ -111,8 +111,8 @@ fn a_commands_help_has_examples() {
       -h, --help                 Print help
 
     Options of every command:
-          --socket <PATH>       The broker's socket [default: the user's, then the system's] [env:
-                                BROKER_SOCKET]
+          --socket <PATH>       The broker's socket [default: $BROKER_SOCKET, else the user's, then the
+                                system's]
           --json                Print JSON for programs
           --timeout <DURATION>  Wait at most this long, such as 500ms, 10s or 2m
       -q, --quiet               Show no progress

@@ -45,8 +45,8 @@ pub(super) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(super) struct Global {
-    /// The broker's socket [default: the user's, then the system's]
-    #[arg(long, value_name = "PATH", env = "BROKER_SOCKET", hide_env_values = true, global = true)]
+    /// The broker's socket [default: $BROKER_SOCKET, else the user's, then the system's]
+    #[arg(long, value_name = "PATH", global = true)]
     pub(super) socket: Option<PathBuf>,
     /// Print JSON for programs
     #[arg(long, global = true)]
