@@ -1,3 +1,5 @@
+//! The table of requests in flight: what the broker says in, what the waiting are told out.
+
 use broker_proto::{Code, Endpoint, Exit, State};
 
 use super::*;

@@ -93,16 +93,24 @@ impl Budget {
         }
     }
 
+    /// The retry is over without a crash, by an operator's order or because it could not be executed: time closes the
+    /// window again.
+    pub(crate) fn start_ended(&mut self) {
+        if let Self::Retrying { started, .. } = self {
+            *started = false;
+        }
+    }
+
     /// Forgets every crash: the backend is proved healthy, or an operator said so.
     pub(crate) fn clear(&mut self) {
         *self = Self::Unspent;
     }
 
-    /// The crashes that count now: 0, 1 or 2.
-    pub(crate) fn crashes(&self, now: Timestamp, policy: &Policy) -> u32 {
+    /// The crashes in the window that is open now: 0, 1 or 2. `is_live` says that the start which it allowed may run.
+    pub(crate) fn crashes(&self, now: Timestamp, is_live: bool, policy: &Policy) -> u32 {
         match *self {
             Self::Unspent => 0,
-            Self::Retrying { opened, started } => u32::from(started || now < opened + policy.budget_window),
+            Self::Retrying { opened, started } => u32::from(started && is_live || now < opened + policy.budget_window),
             Self::Spent { until } => {
                 if now < until {
                     2
@@ -133,8 +141,8 @@ mod tests {
         assert_eq!(budget.record_crash(at(100), &policy()), Decision::Retry { at: at(350) });
         assert_eq!(budget.begin_start(at(350), false, &policy()), 1);
         assert_eq!(budget.record_crash(at(400), &policy()), Decision::Refuse { until: at(30_100) });
-        assert_eq!(budget.crashes(at(30_099), &policy()), 2);
-        assert_eq!(budget.crashes(at(30_100), &policy()), 0);
+        assert_eq!(budget.crashes(at(30_099), false, &policy()), 2);
+        assert_eq!(budget.crashes(at(30_100), false, &policy()), 0);
         assert_eq!(budget.begin_start(at(30_100), false, &policy()), 0);
     }
 

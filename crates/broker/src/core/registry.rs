@@ -115,9 +115,9 @@ impl Registry {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
-    /// A backend whose deadline is here.
-    pub(crate) fn due(&self, now: Timestamp) -> Option<BackendId> {
-        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, id)| *id)
+    /// The backends whose deadline is here, the earliest first.
+    pub(crate) fn due(&self, now: Timestamp) -> Vec<BackendId> {
+        self.deadlines.iter().take_while(|(deadline, _)| *deadline <= now).map(|(_, id)| *id).collect()
     }
 
     pub(crate) fn get(&self, id: BackendId) -> Option<(&BackendKey, &Backend)> {
@@ -183,7 +183,7 @@ mod tests {
             registry.handle(now, id, Event::Hello(waiter), &mut Vec::new());
         }
         assert_eq!(registry.next_deadline(), Some(Timestamp::from_nanos(300)));
-        assert_eq!(registry.due(Timestamp::from_nanos(299)), None);
-        assert_eq!(registry.due(Timestamp::from_nanos(300)), registry.find(&key("b")));
+        assert_eq!(registry.due(Timestamp::from_nanos(299)), []);
+        assert_eq!(registry.due(Timestamp::from_nanos(300)), registry.find(&key("b")).into_iter().collect::<Vec<_>>());
     }
 }

@@ -14,6 +14,7 @@ use crate::core::admission::may_control;
 use crate::core::backend::{Event, Ticket};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::process::log_file;
+use crate::services::Catalog;
 
 /// An order over several backends, until the last of them is done.
 pub(super) struct Batch {
@@ -144,8 +145,8 @@ impl Driver {
         deadline_ms: Option<u64>,
     ) -> Result<(), Box<Refusal>> {
         let mut ids = self.select(selection)?;
-        if order == Order::Stop {
-            // What rests already is not reported as stopped.
+        // What rests already is not reported as stopped; and a restart of all is of all that run.
+        if order == Order::Stop || ids.len() > 1 {
             ids.retain(|id| self.registry.get(*id).is_some_and(|(_, backend)| backend.is_stoppable()));
         }
         let number = self.number();
@@ -264,7 +265,8 @@ impl Driver {
     /// Reads the service files again, on a worker thread.
     pub(super) fn reload(&mut self, asker: Option<(SessionId, RequestId)>) -> Result<(), Box<Refusal>> {
         let directories = self.config.services.clone();
-        let job = move || Report::Loaded { catalog: Box::new(crate::services::Catalog::load(&directories)), asker };
+        let number = self.number();
+        let job = move || Report::Loaded { number, catalog: Box::new(Catalog::load(&directories)), asker };
         self.work(job).map_err(|error| no_thread(&error))
     }
 }

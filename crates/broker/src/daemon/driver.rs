@@ -79,6 +79,8 @@ pub(super) struct Driver {
     /// Told at every launch.
     pub(super) launched_one: Rc<Notify>,
     pub(super) next_number: u64,
+    /// The newest reading of the service files that was taken over.
+    pub(super) newest_load: u64,
     queue: VecDeque<(BackendId, Event)>,
 }
 
@@ -120,6 +122,7 @@ impl Driver {
                 empty: Rc::new(Notify::new()),
                 launched_one: Rc::new(Notify::new()),
                 next_number: 1,
+                newest_load: 0,
                 queue: VecDeque::new(),
             })
         })
@@ -153,7 +156,8 @@ impl Driver {
 
     /// Hands a tick to every machine whose deadline is here.
     pub(super) fn tick(&mut self) {
-        while let Some(id) = self.registry.due(now()) {
+        // Once each: where a probe costs more than its interval the others have their turn in between.
+        for id in self.registry.due(now()) {
             self.dispatch(id, Event::Tick);
         }
         self.timer.arm(self.registry.next_deadline());
@@ -234,9 +238,7 @@ impl Driver {
     /// Removes the sockets that the broker holds for its backends.
     pub(super) fn remove_sockets(&self) {
         for held in self.hosted.values().filter_map(|hosted| hosted.listener.as_ref()) {
-            if let broker_proto::Endpoint::Unix { path } = &held.endpoint {
-                let _ = std::fs::remove_file(path);
-            }
+            held.remove();
         }
         // Only if it is empty: a daemon may have made something there.
         let _ = std::fs::remove_dir(self.places.endpoints());

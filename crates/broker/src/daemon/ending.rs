@@ -15,6 +15,7 @@ use super::work::{self, Ending, Report};
 use super::{tasks, telling};
 use crate::core::backend::{Event, Trace};
 use crate::core::registry::BackendId;
+use crate::net::endpoint::ConnectError;
 use crate::process::exit::{Exit, peek};
 use crate::process::forked::survivors;
 use crate::process::group::{Tree, signal};
@@ -41,7 +42,7 @@ impl Driver {
         // One that was ready must still be: then its listening socket lives on in those who survive.
         let survives = exit.is_success()
             && survivors(&running.facts, |pid| mains.contains(pid)).is_ok_and(|found| !found.is_empty())
-            && (!is_ready || connect(&running.endpoint).is_ok());
+            && (!is_ready || matches!(connect(&running.endpoint), Ok(_) | Err(ConnectError::Busy)));
         tracing::info!(backend = %key, generation, pid = running.main.pid.as_raw(), survives, "the main process {exit}");
         Some(Event::Exited { generation, exit: telling::exit(exit), survivors: survives })
     }
@@ -72,31 +73,23 @@ impl Driver {
         running.main = Main { pid: survivor.pid, pidfd: Arc::new(survivor.pidfd), group };
         let watch = tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&running.main.pidfd));
         running.tasks.push(watch);
-        self.probe(id, generation);
-    }
-
-    /// Looks for the descendants first: once the main process has ended nothing leads to those that left its group.
-    pub(super) fn snapshot_then_terminate(&mut self, id: BackendId, generation: u64) {
-        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
-        let main = running.main.pid;
-        let job = move || Report::Tree { id, generation, tree: Tree::snapshot(main).unwrap_or_default() };
-        if self.work(job).is_err() {
-            self.terminate(id, generation, Tree::default());
-        }
     }
 
     /// Asks the group to end. The main process is not reaped before its end is worked off here, so the number is its own.
-    pub(super) fn terminate(&mut self, id: BackendId, generation: u64, tree: Tree) {
+    /// The descendants are looked for first: once the main process has ended nothing leads to those that left its group.
+    pub(super) fn terminate(&mut self, id: BackendId, generation: u64) {
         let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
-        if running.tree.replace(tree).is_some() {
-            return;
-        }
+        let main = running.main.pid;
+        running.tree = Tree::snapshot(main).unwrap_or_else(|error| {
+            tracing::warn!(%error, pid = main.as_raw(), "cannot look at the descendants of a process");
+            Tree::default()
+        });
         let stop_signal = running.definition.lifecycle.stop_signal;
         if let Some((key, _)) = self.registry.get(id) {
             tracing::info!(backend = %key, generation, signal = stop_signal.as_str(), "stopping");
         }
         if let Err(error) = signal(running.main.group, stop_signal) {
-            tracing::warn!(%error, pid = running.main.pid.as_raw(), "cannot signal a process group");
+            tracing::warn!(%error, pid = main.as_raw(), "cannot signal a process group");
         }
     }
 
@@ -111,11 +104,11 @@ impl Driver {
             Endpoint::Unix { .. } | Endpoint::Tcp { .. } => None,
         };
         let Running { main, facts, tree, log, .. } = running;
-        let ending = Ending { main, facts, tree: tree.unwrap_or_default(), socket, log };
+        let ending = Ending { main, facts, tree, socket, log };
         let mains = self.mains.clone();
         let job = move || {
-            let (trace, remaining) = work::finish(ending, &mains);
-            Report::Gone { id, generation, trace, remaining }
+            let (trace, remaining, lingering) = work::finish(ending, &mains);
+            Report::Gone { id, generation, trace, remaining, lingering }
         };
         if let Err(error) = self.work(job) {
             tracing::error!(%error, generation, "no thread to end a backend from");
@@ -124,7 +117,14 @@ impl Driver {
     }
 
     /// Nothing of a backend is left.
-    pub(super) fn gone(&mut self, id: BackendId, generation: u64, event: Event, remaining: &[Pid]) {
+    pub(super) fn gone(
+        &mut self,
+        id: BackendId,
+        generation: u64,
+        trace: Trace,
+        remaining: &[Pid],
+        lingering: Option<Main>,
+    ) {
         if let Some((key, _)) = self.registry.get(id) {
             if remaining.is_empty() {
                 tracing::debug!(backend = %key, generation, "gone");
@@ -132,6 +132,9 @@ impl Driver {
                 tracing::error!(backend = %key, generation, ?remaining, "killed, and yet these processes remain");
             }
         }
-        self.dispatch(id, event);
+        if let Some(main) = lingering {
+            tasks::reap_later(self.mains.clone(), main);
+        }
+        self.dispatch(id, Event::Gone { generation, trace });
     }
 }

@@ -39,6 +39,15 @@ pub(super) struct Held {
     pub(super) declared: services::Endpoint,
 }
 
+impl Held {
+    /// Takes the socket's file away. A launch that still uses the descriptor keeps it open.
+    pub(super) fn remove(&self) {
+        if let Endpoint::Unix { path } = &self.endpoint {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 /// A generation with a process.
 pub(super) struct Running {
     pub(super) generation: u64,
@@ -49,7 +58,7 @@ pub(super) struct Running {
     /// Processes that are its own though nothing leads to them any more: the launcher of a daemon that forked away.
     pub(super) known: Vec<Pid>,
     /// Descendants that were seen when the stop began.
-    pub(super) tree: Option<Tree>,
+    pub(super) tree: Tree,
     pub(super) log: PathBuf,
     /// The command that probes it.
     pub(super) probe: Option<Arc<Command>>,
@@ -96,6 +105,23 @@ impl Hosted {
     /// The running generation, if it is that one.
     pub(super) fn generation(&mut self, generation: u64) -> Option<&mut Running> {
         self.running.as_mut().filter(|running| running.generation == generation)
+    }
+
+    /// Lets go of a held listening socket that the definition does not inherit, or that nobody can find any more.
+    pub(super) fn drop_unfit_listener(&mut self, definition: &Definition) {
+        let inherits = matches!(definition.readiness.probe, Probe::Socket { .. });
+        let fits = |held: &Held| {
+            let path = match &held.endpoint {
+                Endpoint::Unix { path } => Some(path),
+                Endpoint::Tcp { .. } => None,
+            };
+            inherits
+                && held.declared == definition.endpoint
+                && path.is_none_or(|path| std::fs::exists(path).unwrap_or(true))
+        };
+        if let Some(held) = self.listener.take_if(|held| !fits(held)) {
+            held.remove();
+        }
     }
 
     /// Whether what runs was started from another definition than the newest.

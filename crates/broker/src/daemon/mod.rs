@@ -215,12 +215,11 @@ fn take_report(driver: &Shared, report: Report) {
     let mut driver = driver.borrow_mut();
     match report {
         Report::Launched { id, generation, result } => driver.launched(id, generation, result),
-        Report::Tree { id, generation, tree } => driver.terminate(id, generation, tree),
-        Report::Gone { id, generation, trace, remaining } => {
-            driver.gone(id, generation, Event::Gone { generation, trace }, &remaining);
+        Report::Gone { id, generation, trace, remaining, lingering } => {
+            driver.gone(id, generation, trace, &remaining, lingering);
         }
         Report::Probing { id, generation, probe } => driver.probing(id, generation, probe),
-        Report::Loaded { catalog, asker } => driver.loaded(*catalog, asker),
+        Report::Loaded { number, catalog, asker } => driver.loaded(number, *catalog, asker),
         Report::Reply { session, request_id, document } => {
             if let Some(session) = driver.session(session) {
                 admin::reply(&session, request_id, &document);

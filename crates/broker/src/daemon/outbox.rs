@@ -30,11 +30,15 @@ struct Chunk {
     descriptor: Option<OwnedFd>,
 }
 
-/// The peer reads too slowly for what it asks.
+/// Why a message is not sent.
 #[derive(Debug, thiserror::Error)]
-#[error("{kept} bytes wait for a peer that does not read them")]
-pub(super) struct Overfull {
-    kept: usize,
+pub(super) enum Unsent {
+    /// The peer reads too slowly for what it asks.
+    #[error("{kept} bytes wait for a peer that does not read them")]
+    Overfull { kept: usize },
+    /// Only a report can be that long.
+    #[error("the message is longer than a frame may be")]
+    TooLong,
 }
 
 impl Outbox {
@@ -52,7 +56,7 @@ impl Outbox {
     ///
     /// # Errors
     /// Too much is kept already.
-    pub(super) fn push(&mut self, message: &ServerMessage, descriptor: Option<OwnedFd>) -> Result<(), Overfull> {
+    pub(super) fn push(&mut self, message: &ServerMessage, descriptor: Option<OwnedFd>) -> Result<(), Unsent> {
         let alone = descriptor.is_some();
         if alone {
             self.chunks.push_back(Chunk { descriptor, ..Chunk::default() });
@@ -60,12 +64,11 @@ impl Outbox {
         let bytes = &mut self.tail_or(alone).bytes;
         let before = bytes.len();
         if let Err(error) = encode_frame(message, bytes) {
-            // Only a report can be that long; its asker learns that there is none rather than nothing.
             tracing::error!(%error, "a message cannot be sent");
-            return Ok(());
+            return Err(Unsent::TooLong);
         }
         self.kept += bytes.len() - before;
-        if self.kept > KEPT_MAX { Err(Overfull { kept: self.kept }) } else { Ok(()) }
+        if self.kept > KEPT_MAX { Err(Unsent::Overfull { kept: self.kept }) } else { Ok(()) }
     }
 
     /// The last chunk, if bytes may be added to it; a chunk with a descriptor carries its own frame alone.

@@ -90,7 +90,10 @@ fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, O
                 file.set_len(0)?;
                 writeln!(file, "{}", std::process::id())
             };
-            write(&mut locked).map_err(failed)?;
+            // A courtesy to whom finds it taken; a full disk is no reason not to run.
+            if let Err(error) = write(&mut locked) {
+                tracing::warn!(%error, path = %path.display(), "cannot write the broker's pid into its lock");
+            }
             Ok(locked)
         }
         Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {

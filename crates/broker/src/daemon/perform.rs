@@ -15,6 +15,7 @@ use crate::core::registry::BackendId;
 use crate::net::endpoint::{self, ConnectError, Connection};
 use crate::net::ownership;
 use crate::net::sock_diag::{established_tcp, established_unix};
+use crate::process::group::Tree;
 use crate::process::spawn;
 use crate::services::{self, Probe};
 
@@ -24,7 +25,7 @@ impl Driver {
             Effect::Start { generation } => self.start(id, generation),
             Effect::Probe { generation } => self.probe(id, generation),
             Effect::Follow { generation } => self.follow(id, generation),
-            Effect::Terminate { generation } => self.snapshot_then_terminate(id, generation),
+            Effect::Terminate { generation } => self.terminate(id, generation),
             Effect::End { generation } => self.end(id, generation),
             Effect::CountConnections { generation } => self.count_connections(id, generation),
             Effect::Negotiate { ticket, generation } => self.negotiate(id, ticket, generation),
@@ -82,6 +83,7 @@ impl Driver {
             self.watches.add(&socket, id, generation);
             hosted.watched = Some(socket.clone());
         }
+        hosted.drop_unfit_listener(&definition);
         let order = Order {
             key: key.clone(),
             socket,
@@ -132,7 +134,7 @@ impl Driver {
             main,
             facts: Arc::new(facts),
             known: Vec::new(),
-            tree: None,
+            tree: Tree::default(),
             log,
             probe: probe.map(Arc::new),
             over,
@@ -295,7 +297,7 @@ impl Driver {
         }
     }
 
-    /// Forgets the listening socket of a backend whose definition wants another, or none.
+    /// Gives a backend a new definition, for its next start.
     pub(super) fn redefine(&mut self, id: BackendId, definition: Arc<services::Definition>) {
         let waiters_max = self.config.limits.waiters_per_backend;
         let policies = super::hosted::policies(&definition, waiters_max);

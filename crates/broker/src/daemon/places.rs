@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::core::registry::BackendKey;
 use crate::net::endpoint::remove_dead_unix;
+use crate::process::leftovers::end_writers_below;
 use crate::services::values::SOCKET_PATH_MAX;
 
 /// Room for what follows an endpoint's stem: `.` and a generation of twenty digits and `.notify`.
@@ -67,8 +68,15 @@ impl Places {
         backends.join(key.instance.as_str()).join(key.service.as_str()).join(key.version.to_string())
     }
 
-    /// Removes the sockets of an earlier broker that nobody serves.
+    /// Ends what outlived an earlier broker, and removes the sockets that nobody serves.
     pub(super) fn sweep(&self) {
+        // As the kernel names it.
+        if let Ok(backends) = self.state.join("backends").canonicalize() {
+            let ended = end_writers_below(&backends);
+            if !ended.is_empty() {
+                tracing::warn!(?ended, "ended what outlived an earlier broker");
+            }
+        }
         let entries = fs::read_dir(&self.endpoints).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()) {
             let result = match path.extension().and_then(|extension| extension.to_str()) {

@@ -1,6 +1,7 @@
 //! Service files that changed, applied.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use broker_proto::{RequestId, ServiceName};
@@ -15,7 +16,12 @@ use crate::services::{Catalog, Service, Severity};
 impl Driver {
     /// Takes over what was read. Backends that run keep what they were started with; a service whose file has become
     /// bad keeps its last good definition.
-    pub(super) fn loaded(&mut self, mut catalog: Catalog, asker: Option<(SessionId, RequestId)>) {
+    pub(super) fn loaded(&mut self, number: u64, mut catalog: Catalog, asker: Option<(SessionId, RequestId)>) {
+        // Reads may finish out of order: one that was asked for earlier changes nothing after a later one.
+        if number < self.newest_load {
+            catalog = self.catalog.clone();
+        }
+        self.newest_load = self.newest_load.max(number);
         let old = std::mem::take(&mut self.catalog.services);
         keep_last_good(&old, &mut catalog);
         let new = &catalog.services;
@@ -81,7 +87,9 @@ fn keep_last_good(old: &BTreeMap<ServiceName, Service>, catalog: &mut Catalog) {
         if catalog.services.contains_key(name) {
             continue;
         }
-        let spoiled = catalog.problems.iter_mut().find(|p| p.severity == Severity::Error && p.file == service.source);
+        // The file has an error, or its folder cannot be read at all.
+        let is_why = |file: &Path| file == service.source || Some(file) == service.source.parent();
+        let spoiled = catalog.problems.iter_mut().find(|p| p.severity == Severity::Error && is_why(&p.file));
         if let Some(problem) = spoiled {
             problem.message.push_str(&format!(" (the broker goes on with the last good definition of `{name}`)"));
             catalog.services.insert(name.clone(), service.clone());

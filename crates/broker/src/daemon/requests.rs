@@ -19,6 +19,10 @@ use crate::core::versions::{NoVersion, choose};
 use crate::services::Definition;
 use crate::services::problem::suggestion;
 
+/// What one session may wait for and hold at once. A client that keeps tens of thousands of requests in flight is served;
+/// one that never releases what it holds is stopped here.
+const REQUESTS_PER_SESSION_MAX: usize = 32_768;
+
 impl Driver {
     /// Takes one message of a client.
     pub(super) fn client_message(&mut self, session: &Session, message: ClientMessage) {
@@ -145,6 +149,11 @@ impl Driver {
             return Err(Box::new(Refusal::new(Code::Internal, "the session is over")));
         };
         if !matches!(kind, Kind::Part(_)) {
+            if connected.tickets.len() >= REQUESTS_PER_SESSION_MAX {
+                let reason =
+                    format!("this session has {REQUESTS_PER_SESSION_MAX} requests and holds, which is the limit");
+                return Err(Box::new(Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))));
+            }
             if connected.tickets.contains_key(&request_id) {
                 let reason = format!("request {request_id} is in use already on this session");
                 return Err(Box::new(Refusal::new(Code::Malformed, reason)));

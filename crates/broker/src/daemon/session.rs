@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::driver::Shared;
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Unsent};
 use crate::core::admission::Peer;
 
 /// Names a session in the driver; never given out twice.
@@ -37,6 +37,10 @@ pub(super) struct Session {
     closing: Cell<bool>,
     /// Our preamble is sent, so messages may follow.
     greeted: Cell<bool>,
+    /// It was told once that its version cannot be read.
+    is_corrected: Cell<bool>,
+    /// Whole messages so far.
+    messages: Cell<u64>,
     wake: Notify,
 }
 
@@ -64,16 +68,26 @@ impl Session {
             corked: Cell::new(false),
             closing: Cell::new(false),
             greeted: Cell::new(false),
+            is_corrected: Cell::new(false),
+            messages: Cell::new(0),
             wake: Notify::new(),
         }
     }
 
     /// Sends a message, at once if the socket takes it.
     pub(super) fn send(&self, message: &ServerMessage, descriptor: Option<OwnedFd>) {
-        if let Err(overfull) = self.outbox.borrow_mut().push(message, descriptor) {
-            tracing::warn!(session = self.id.0, pid = self.pid, %overfull, "closing a session");
-            self.close();
-            return;
+        let pushed = self.outbox.borrow_mut().push(message, descriptor);
+        match (pushed, message) {
+            (Ok(()), _) => {}
+            (Err(Unsent::TooLong), ServerMessage::AdminReply { request_id, .. }) => {
+                let reason = "the report is longer than a message may be: ask for fewer backends";
+                self.refuse(*request_id, Refusal::new(Code::Internal, reason));
+            }
+            (Err(error), _) => {
+                tracing::warn!(session = self.id.0, pid = self.pid, %error, "closing a session");
+                self.close();
+                return;
+            }
         }
         if !self.corked.get() {
             self.flush();
@@ -120,6 +134,8 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
     // A message, once begun, must be whole by then; so must the first one, once connected.
     let mut due = Some(Instant::now() + patience);
     while !session.closing.get() {
+        // A peer that never pauses must not keep the thread to itself.
+        tokio::task::coop::consume_budget().await;
         let writing = !session.outbox.borrow().is_empty();
         tokio::select! {
             ready = session.stream.readable() => {
@@ -127,6 +143,7 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
                     break;
                 }
                 session.corked.set(true);
+                let before = session.messages.get();
                 let result = take_input(&driver, &session, &mut input, &mut stage);
                 session.corked.set(false);
                 session.flush();
@@ -134,7 +151,8 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
                     break;
                 }
                 let waiting = stage != Stage::Accepted || input.is_midway();
-                due = if waiting { due.or_else(|| Some(Instant::now() + patience)) } else { None };
+                let due_before = due.filter(|_| session.messages.get() == before);
+                due = if waiting { due_before.or_else(|| Some(Instant::now() + patience)) } else { None };
                 input.release_memory();
             }
             ready = session.stream.writable(), if writing => {
@@ -193,6 +211,9 @@ fn take_preamble(driver: &Shared, session: &Session, input: &mut Reassembler, st
         return Ok(true);
     }
     // Our own preamble, and nothing after it: the client writes again in a version that both know, or goes away.
+    if session.is_corrected.replace(true) {
+        return Err(End);
+    }
     session.outbox.borrow_mut().push_bytes(&Preamble::writing(0).to_bytes());
     if preamble.common().is_some() {
         *stage = Stage::UnreadableMessage;
@@ -235,6 +256,7 @@ fn take_message(
     match decode::<ClientMessage>(body) {
         Ok(message) => {
             *stage = Stage::Accepted;
+            session.messages.set(session.messages.get() + 1);
             driver.borrow_mut().client_message(session, message);
             Ok(true)
         }

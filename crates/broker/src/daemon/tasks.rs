@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use super::driver::Driver;
-use super::hosted::Task;
+use super::hosted::{Main, Task};
+use super::mains::Mains;
 use super::watched::Watched;
 use crate::core::backend::{Event, Ticket, Word};
 use crate::core::registry::BackendId;
@@ -32,17 +33,23 @@ const PROBE_MAX: Duration = Duration::from_secs(10);
 /// How long a tcp connection of ours to the loopback address may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
+/// How often a process is looked at that cannot be watched.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 type Handle = Weak<RefCell<Driver>>;
 
 /// Waits until a process has ended.
 async fn ended(pidfd: Arc<OwnedFd>) {
+    let watching = Arc::clone(&pidfd);
     match Watched::new(pidfd, Interest::READABLE) {
         Ok(watched) => {
             let _ = watched.readable().await;
         }
         Err(error) => {
-            tracing::error!(%error, "cannot watch a process");
-            std::future::pending::<()>().await;
+            tracing::error!(%error, "cannot be told of a process's end; looking now and then");
+            while !kernel::has_ended(watching.as_fd()) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
         }
     }
 }
@@ -64,6 +71,7 @@ pub(super) fn watch_notify(driver: Handle, id: BackendId, generation: u64, socke
             Err(error) => return tracing::error!(%error, "cannot watch a notify socket"),
         };
         while let Ok(mut guard) = watched.readable().await {
+            tokio::task::coop::consume_budget().await;
             match socket.receive() {
                 Ok(Some(message)) => {
                     let Some(driver) = driver.upgrade() else { return };
@@ -131,11 +139,23 @@ fn own(descriptor: Arc<OwnedFd>) -> OwnedFd {
     }
 }
 
+/// Reaps a main process that did not end though it was killed, once it does.
+pub(super) fn reap_later(mains: Mains, main: Main) {
+    spawn_local(async move {
+        ended(Arc::clone(&main.pidfd)).await;
+        mains.remove(main.pid);
+        if let Err(error) = kernel::reap(&main.pidfd) {
+            tracing::warn!(%error, pid = main.pid.as_raw(), "cannot reap a process");
+        }
+    });
+}
+
 /// Ends what is left of a probe command and reaps it.
 pub(super) fn end_probe(pool: &SpawnPool, probe: Spawned) {
     let result = pool.run(move || {
         let doomed = Doomed {
             main: probe.pid,
+            group: probe.pid,
             pidfd: probe.pidfd.as_fd(),
             start: None,
             tree: Tree::default(),

@@ -4,6 +4,8 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,17 +38,13 @@ pub(super) enum Report {
         generation: u64,
         result: Result<Box<Launched>, Box<Refusal>>,
     },
-    /// The descendants of a main process that is about to be asked to end.
-    Tree {
-        id: BackendId,
-        generation: u64,
-        tree: Tree,
-    },
     Gone {
         id: BackendId,
         generation: u64,
         trace: Trace,
         remaining: Vec<Pid>,
+        /// The main process, if it is among them: nobody has reaped it.
+        lingering: Option<Main>,
     },
     /// A probe command runs, or could not be started.
     Probing {
@@ -56,6 +54,7 @@ pub(super) enum Report {
     },
     /// The service files, read again.
     Loaded {
+        number: u64,
         catalog: Box<Catalog>,
         asker: Option<(SessionId, RequestId)>,
     },
@@ -103,24 +102,32 @@ pub(super) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<
     let says_ready = matches!(definition.readiness.probe, Probe::Notify | Probe::Socket { notify: true });
     let notify = says_ready.then(|| NotifySocket::bind(&order.notify)).transpose();
     let notify = notify.map_err(|error| failed(error.to_string(), &error))?;
-    let log = log_file::open(&order.logs, usize::try_from(definition.log.keep).unwrap_or(usize::MAX))
-        .map_err(|error| failed(error.to_string(), &error))?;
-    let output = Arc::new(log.file.into());
-
     let mut environment = environment(&definition.environment, &values);
     if let Some(notify) = &notify {
         environment.push(("NOTIFY_SOCKET".into(), notify.path().into()));
     }
-    let command = |command: &services::Command| -> Result<Command, Box<Refusal>> {
+    // Programs are looked for before the log is made: what cannot run leaves no trace, and no log gives way to it.
+    let find = |command: &services::Command| -> Result<(String, PathBuf), Box<Refusal>> {
         let program = command.program.fill(&values);
         let own = std::env::var_os("PATH");
         let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path).or(own.as_ref());
         let resolved = resolve_program(program.as_ref(), path.map(AsRef::as_ref)).map_err(|e| refusal_of_spawn(&e))?;
         check_program(&resolved)?;
+        Ok((program, resolved))
+    };
+    let probe_command = match &definition.readiness.probe {
+        Probe::Exec { command } => Some(command),
+        Probe::Connect | Probe::Notify | Probe::Socket { .. } => None,
+    };
+    let program = find(&definition.command)?;
+    let probe_program = probe_command.map(find).transpose()?;
+    let log = log_file::open(&order.logs).map_err(|error| failed(error.to_string(), &error))?;
+    let output = Arc::new(log.file.into());
+    let command = |command: &services::Command, (name, program): (String, PathBuf)| {
         let arguments = command.arguments.iter().map(|argument| argument.fill(&values).into());
-        Ok(Command {
-            program: resolved,
-            argv: std::iter::once(OsString::from(program)).chain(arguments).collect(),
+        Command {
+            program,
+            argv: std::iter::once(OsString::from(name)).chain(arguments).collect(),
             environment: environment.clone(),
             working_directory: definition.lifecycle.working_directory.fill(&values).into(),
             umask: definition.lifecycle.umask,
@@ -129,24 +136,41 @@ pub(super) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<
             listen: Vec::new(),
             die_with_parent: true,
             nofile_soft: order.nofile_soft,
-        })
+        }
     };
-    let mut daemon = command(&definition.command)?;
-    let probe = match &definition.readiness.probe {
-        Probe::Exec { command: probe } => Some(command(probe)?),
-        Probe::Connect | Probe::Notify | Probe::Socket { .. } => None,
-    };
+    let mut daemon = command(&definition.command, program);
+    let probe = probe_command.zip(probe_program).map(|(probe, program)| command(probe, program));
     daemon.listen.extend(
         listener.iter().map(|held| Listen { socket: Arc::clone(&held.socket), name: definition.service.to_string() }),
     );
-    let spawned = spawn(&daemon).map_err(|error| refusal_of_spawn(&error))?;
+    let spawned = spawn(&daemon).map_err(|error| {
+        let _ = std::fs::remove_file(&log.path);
+        refusal_of_spawn(&error)
+    })?;
     let pid = spawned.pid;
     mains.insert(pid);
-    let facts = StartFacts::observe(&daemon, &spawned)
-        .map_err(|error| failed(format!("cannot look at the process {pid} that was just started"), &error))?;
+    let facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
+        abandon(&spawned, mains);
+        failed(format!("cannot look at the process {pid} that was just started"), &error)
+    })?;
+    log_file::prune(&order.logs, usize::try_from(definition.log.keep).unwrap_or(usize::MAX), &log.path);
     let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
     let definition = Arc::clone(definition);
     Ok(Box::new(Launched { definition, main, endpoint, facts, log: log.path, listener, notify, probe }))
+}
+
+/// Ends a process that was started and cannot be used.
+fn abandon(spawned: &Spawned, mains: &Mains) {
+    let doomed = Doomed {
+        main: spawned.pid,
+        group: spawned.pid,
+        pidfd: spawned.pidfd.as_fd(),
+        start: None,
+        tree: Tree::default(),
+        is_other: &|_| true,
+    };
+    end(doomed, END_PATIENCE);
+    mains.remove(spawned.pid);
 }
 
 /// Makes room for the endpoint, or binds it where the daemon inherits the socket.
@@ -207,15 +231,26 @@ fn refusal_of_spawn(error: &SpawnError) -> Box<Refusal> {
 }
 
 /// A start that cannot work, with the chain of causes below the message.
-fn failed(message: impl Display, error: &dyn std::error::Error) -> Box<Refusal> {
+fn failed(message: impl Display, error: &(dyn std::error::Error + 'static)) -> Box<Refusal> {
     let mut reason = message.to_string();
     // An i/o error that is given beside a message of ours is the cause itself.
     let mut cause = if reason == error.to_string() { error.source() } else { Some(error) };
+    let mut is_exhausted = false;
     while let Some(error) = cause {
         reason = format!("{reason}: {error}");
+        is_exhausted |= error.downcast_ref::<io::Error>().is_some_and(is_lack);
         cause = error.source();
     }
+    if is_exhausted {
+        return Box::new(Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT)));
+    }
     Box::new(Refusal::new(Code::SpawnFailed, reason))
+}
+
+/// Whether an error is a lack of something that comes back by itself: descriptors, memory, room on the disk.
+fn is_lack(error: &io::Error) -> bool {
+    let lacks = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN, libc::ENOSPC, libc::EDQUOT];
+    error.raw_os_error().is_some_and(|errno| lacks.contains(&errno))
 }
 
 /// What is to be ended.
@@ -229,18 +264,21 @@ pub(super) struct Ending {
 }
 
 /// Ends a generation and looks at what it left.
-pub(super) fn finish(ending: Ending, mains: &Mains) -> (Trace, Vec<Pid>) {
+pub(super) fn finish(ending: Ending, mains: &Mains) -> (Trace, Vec<Pid>, Option<Main>) {
     let Ending { main, facts, tree, socket, log } = ending;
     let is_other = |pid| pid != main.pid && mains.contains(pid);
     let doomed = Doomed {
         main: main.pid,
-        pidfd: std::os::fd::AsFd::as_fd(&main.pidfd),
+        group: main.group,
+        pidfd: main.pidfd.as_fd(),
         start: Some(&facts),
         tree,
         is_other: &is_other,
     };
     let ended = end(doomed, END_PATIENCE);
-    mains.remove(main.pid);
+    if !ended.remaining.contains(&main.pid) {
+        mains.remove(main.pid);
+    }
     if let Some(socket) = socket {
         match remove_dead_unix(&socket) {
             Ok(Removal::Removed | Removal::Absent) => {}
@@ -252,5 +290,6 @@ pub(super) fn finish(ending: Ending, mains: &Mains) -> (Trace, Vec<Pid>) {
     }
     let stderr = log_file::tail(&log, TAIL_LINES, TAIL_BYTES).ok();
     let stderr = stderr.map(|text| text.trim_end().to_owned()).filter(|text| !text.is_empty());
-    (Trace { stderr, log_path: Some(log.to_string_lossy().into_owned()) }, ended.remaining)
+    let lingering = ended.remaining.contains(&main.pid).then_some(main);
+    (Trace { stderr, log_path: Some(log.to_string_lossy().into_owned()) }, ended.remaining, lingering)
 }

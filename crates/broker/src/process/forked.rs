@@ -11,6 +11,9 @@ use super::identity::{Stat, open_if, stat};
 use super::orphans::orphans;
 use super::start::{Evidence, StartFacts};
 
+/// How often [`survivors`] looks: daemons fork twice at most, and each fork needs two looks.
+const LOOKS_MAX: usize = 16;
+
 /// The longest chain of parents that is followed.
 const ANCESTORS_MAX: usize = 64;
 
@@ -23,25 +26,42 @@ pub(crate) struct Survivor {
 }
 
 /// Finds the orphans that belong to the start, the oldest first: that one is the main process. Its workers are its
-/// children and no orphans.
+/// children and no orphans. `is_other` says which pids are main processes of other starts.
 ///
-/// A daemon that forks twice may be caught between: the first survivor then exits 0 before long, and another call
-/// finds its child. `is_other` says which pids are main processes of other starts.
+/// A daemon that forks twice may be caught between: its middle process ends during the look, and the last one has become
+/// an orphan only then. So it looks again until nobody else has ended meanwhile.
 pub(crate) fn survivors(start: &StartFacts, is_other: impl Fn(Pid) -> bool) -> io::Result<Vec<Survivor>> {
-    let mut found = Vec::new();
+    let mut ended_before = Vec::new();
+    for _ in 0..LOOKS_MAX {
+        let (found, ended) = look(start, &is_other)?;
+        if !found.is_empty() || ended == ended_before {
+            return Ok(found);
+        }
+        ended_before = ended;
+    }
+    Ok(Vec::new())
+}
+
+/// One look: the survivors, and which orphans have ended.
+fn look(start: &StartFacts, is_other: &impl Fn(Pid) -> bool) -> io::Result<(Vec<Survivor>, Vec<Pid>)> {
+    let (mut found, mut ended) = (Vec::new(), Vec::new());
     for pid in orphans()?.into_iter().filter(|pid| !is_other(*pid) && *pid != start.leader.pid) {
-        let mut evidence = None;
+        let (mut evidence, mut runs) = (None, false);
         let opened = open_if(pid, |facts| {
+            runs = !matches!(facts.state, b'Z' | b'X');
             evidence = start.evidence(facts);
             evidence.is_some()
         });
         // One that cannot be opened for lack of descriptors is an error: it must not be taken for absent.
-        if let (Some((facts, pidfd)), Some(evidence)) = (opened?, evidence) {
-            found.push((facts.start_time, Survivor { pid, pidfd, evidence }));
+        match (opened?, evidence) {
+            (Some((facts, pidfd)), Some(evidence)) => found.push((facts.start_time, Survivor { pid, pidfd, evidence })),
+            // It may have ended after its facts were read, as far as they were.
+            (None, evidence) if !runs || evidence.is_some() => ended.push(pid),
+            _ => {}
         }
     }
     found.sort_by_key(|(start_time, survivor)| (*start_time, survivor.pid));
-    Ok(found.into_iter().map(|(_, survivor)| survivor).collect())
+    Ok((found.into_iter().map(|(_, survivor)| survivor).collect(), ended))
 }
 
 /// Whether a process (the owner of a socket, the sender of a notification) is part of the backend: its main process, in
@@ -145,6 +165,7 @@ mod tests {
             let is_other = |_| false;
             let doomed = crate::process::group::Doomed {
                 main: found[0].pid,
+                group: found[0].pid,
                 pidfd: found[0].pidfd.as_fd(),
                 start: Some(&start.facts),
                 tree: crate::process::group::Tree::default(),

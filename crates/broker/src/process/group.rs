@@ -57,13 +57,13 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Opens every descendant of the process, and those who share its group or session. Take it while the process runs:
+    /// Opens every descendant of the process. Take it while the process runs:
     /// afterwards nothing leads from it to its children. Of more than [`ROUND_MAX`] some are left out.
     pub(crate) fn snapshot(main: Pid) -> io::Result<Self> {
-        let all = identity::all()?;
+        let all = identity::below([main])?;
         let Some(main) = all.iter().find(|stat| stat.pid == main) else { return Ok(Self::default()) };
-        let roots = all.iter().filter(|stat| shares_group(stat, main)).map(|stat| stat.pid).collect();
-        Ok(Self { members: open_all(with_descendants(roots, &all), |pid| pid == main.pid).0 })
+        let descendants = with_descendants(vec![main.pid], &all);
+        Ok(Self { members: open_all(descendants, |pid| pid == main.pid).0 })
     }
 
     /// The members that still run.
@@ -81,6 +81,8 @@ pub(crate) struct Doomed<'a> {
     pub(crate) start: Option<&'a StartFacts>,
     /// Descendants that were seen while the main process ran.
     pub(crate) tree: Tree,
+    /// Its process group.
+    pub(crate) group: Pid,
     /// Which pids are main processes of other starts.
     pub(crate) is_other: &'a dyn Fn(Pid) -> bool,
 }
@@ -106,8 +108,8 @@ pub(crate) fn end(doomed: Doomed<'_>, patience: Duration) -> Ended {
     let remaining = loop {
         let main_runs = !has_ended(doomed.pidfd);
         let (victims, more) = doomed.freeze(pinned);
-        if pinned && let Ok(Some(main)) = stat(doomed.main) {
-            let _ = signal(main.group, Signal::SIGKILL);
+        if pinned {
+            let _ = signal(doomed.group, Signal::SIGKILL);
         }
         let _ = pidfd_signal(doomed.pidfd, Signal::SIGKILL);
         for (_, pidfd) in &victims {
@@ -119,6 +121,10 @@ pub(crate) fn end(doomed: Doomed<'_>, patience: Duration) -> Ended {
         }
         if victims.is_empty() && !more && !main_runs {
             break Vec::new();
+        }
+        if victims.is_empty() && more {
+            // The look failed, for want of descriptors perhaps.
+            std::thread::sleep(FREEZE_PAUSE);
         }
         if Instant::now() >= deadline {
             let alive = victims.iter().filter(|(_, pidfd)| !has_ended(pidfd.as_fd()));
@@ -169,8 +175,16 @@ impl Doomed<'_> {
     /// Opens who still runs of the backend, the main process apart; and says whether there were more than one round
     /// holds.
     fn victims(&self, pinned: bool) -> (Vec<(Identity, OwnedFd)>, bool) {
-        let Ok(all) = identity::all() else { return (Vec::new(), true) };
-        let orphans: HashSet<Pid> = orphans().unwrap_or_default().into_iter().collect();
+        // The orphans are listed last: what loses its parent during the look is among them, or found by the next look.
+        let Ok(mut all) = identity::below([self.main]) else { return (Vec::new(), true) };
+        let Ok(listed) = orphans() else { return (Vec::new(), true) };
+        let orphans: HashSet<Pid> = listed.into_iter().filter(|pid| !(self.is_other)(*pid)).collect();
+        // Of a backend that is no child of ours the orphans went elsewhere.
+        let others =
+            if pinned { identity::below(orphans.iter().copied().chain(self.tree.alive())) } else { identity::all() };
+        let Ok(others) = others else { return (Vec::new(), true) };
+        let known: HashSet<Pid> = all.iter().map(|process| process.pid).collect();
+        all.extend(others.into_iter().filter(|process| !known.contains(&process.pid)));
         // The facts are the main process's own if its number was taken, by itself, until they had been read.
         let main = all.iter().find(|process| process.pid == self.main);
         let main = main.filter(|_| pinned || !has_ended(self.pidfd));

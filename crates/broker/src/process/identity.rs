@@ -2,12 +2,14 @@
 //!
 //! A number alone is never proof: it is reused. It signals nobody.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use nix::unistd::Pid;
 
@@ -110,6 +112,53 @@ pub(crate) fn open_if(pid: Pid, passes: impl FnOnce(&Stat) -> bool) -> io::Resul
 pub(crate) fn all() -> io::Result<Vec<Stat>> {
     let numbers = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     Ok(numbers.filter_map(|number| stat(Pid::from_raw(number)).ok().flatten()).collect())
+}
+
+/// Reads the facts of the given processes and of all their descendants, in no order. Costs what they are, not what the
+/// machine runs; where the kernel keeps no lists of children (`CONFIG_PROC_CHILDREN`) it costs a look at everything.
+///
+/// A list may miss a child that moves while it is read: who must not miss one looks again.
+pub(crate) fn below(roots: impl IntoIterator<Item = Pid>) -> io::Result<Vec<Stat>> {
+    let mut open: Vec<Pid> = roots.into_iter().collect();
+    if !keeps_lists_of_children() {
+        return all();
+    }
+    let mut seen: HashSet<Pid> = open.iter().copied().collect();
+    let mut found = Vec::new();
+    while let Some(pid) = open.pop() {
+        found.extend(stat(pid)?);
+        for child in children(pid)? {
+            if seen.insert(child) {
+                open.push(child);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn keeps_lists_of_children() -> bool {
+    static KEEPS: OnceLock<bool> = OnceLock::new();
+    *KEEPS.get_or_init(|| fs::exists("/proc/thread-self/children").unwrap_or(false))
+}
+
+/// The children of all threads of a process; none if it is gone.
+fn children(pid: Pid) -> io::Result<Vec<Pid>> {
+    let mut children = Vec::new();
+    let threads = match fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(threads) => threads,
+        Err(error) if is_gone(&error) => return Ok(children),
+        Err(error) => return Err(error),
+    };
+    for thread in threads.flatten() {
+        match fs::read_to_string(thread.path().join("children")) {
+            Ok(list) => {
+                children.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
+            }
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(children)
 }
 
 /// The name by which people know the process, for messages; `None` if it is gone.

@@ -55,16 +55,13 @@ pub(crate) struct LogFile {
     pub(crate) path: PathBuf,
 }
 
-/// Makes the log file of a new start, and removes the oldest in the folder, so that `keep` earlier ones are left.
+/// Makes the log file of a new start.
 ///
 /// # Errors
-/// The folder or the file cannot be made. An old file that cannot be removed is only reported.
-pub(crate) fn open(folder: &Path, keep: usize) -> Result<LogFile, LogError> {
+/// The folder or the file cannot be made.
+pub(crate) fn open(folder: &Path) -> Result<LogFile, LogError> {
     make_private(folder).map_err(|source| LogError::Folder { path: folder.to_owned(), source })?;
     let (file, path) = create(folder)?;
-    if let Err(error) = prune(folder, keep, &path) {
-        tracing::warn!(folder = %folder.display(), %error, "cannot remove old log files");
-    }
     Ok(LogFile { file, path })
 }
 
@@ -90,11 +87,17 @@ fn create(folder: &Path) -> Result<(File, PathBuf), LogError> {
     }
 }
 
-fn prune(folder: &Path, keep: usize, newest: &Path) -> io::Result<()> {
-    for path in list(folder)?.iter().filter(|path| *path != newest).rev().skip(keep) {
-        fs::remove_file(path)?;
+/// Removes the oldest files of a folder, so that `keep` are left besides the newest. What cannot be removed is reported.
+pub(crate) fn prune(folder: &Path, keep: usize, newest: &Path) {
+    let prune = || -> io::Result<()> {
+        for path in list(folder)?.iter().filter(|path| *path != newest).rev().skip(keep) {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    };
+    if let Err(error) = prune() {
+        tracing::warn!(folder = %folder.display(), %error, "cannot remove old log files");
     }
-    Ok(())
 }
 
 /// The log files of a folder, the oldest first.
@@ -200,7 +203,7 @@ mod tests {
     fn a_log_file_is_private_appends_and_bears_its_time() {
         let folder = tempfile::tempdir().unwrap();
         let logs = folder.path().join("a/b");
-        let mut log = open(&logs, 5).unwrap();
+        let mut log = open(&logs).unwrap();
         assert_eq!(fs::metadata(&logs).unwrap().mode() & 0o777, 0o700);
         assert_eq!(fs::metadata(&log.path).unwrap().mode() & 0o777, 0o600);
         assert!(is_ours(log.path.file_name().unwrap().to_str().unwrap()), "{}", log.path.display());
@@ -214,11 +217,16 @@ mod tests {
     fn the_oldest_files_are_removed_and_strangers_kept() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("notes.log"), "").unwrap();
-        let paths: Vec<PathBuf> = (0..6).map(|_| open(folder.path(), 3).unwrap().path).collect();
+        let opened = |keep| {
+            let path = open(folder.path()).unwrap().path;
+            prune(folder.path(), keep, &path);
+            path
+        };
+        let paths: Vec<PathBuf> = (0..6).map(|_| opened(3)).collect();
         let left: Vec<bool> = paths.iter().map(|path| path.exists()).collect();
         assert_eq!(left, [false, false, true, true, true, true], "three earlier ones and the newest");
         assert!(folder.path().join("notes.log").exists());
-        assert!(open(folder.path(), 0).unwrap().path.exists());
+        assert!(opened(0).exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
@@ -243,7 +251,7 @@ mod tests {
     #[test]
     fn the_head_is_given_back_and_the_tail_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let mut log = open(folder.path(), 1).unwrap();
+        let mut log = open(folder.path()).unwrap();
         for line in 0..20_000 {
             writeln!(log.file, "this is line {line:08}").unwrap();
         }

@@ -8,6 +8,7 @@ pub(crate) mod forked;
 pub(crate) mod group;
 pub(crate) mod identity;
 pub(crate) mod kernel;
+pub(crate) mod leftovers;
 pub(crate) mod log_file;
 pub(crate) mod orphans;
 pub(crate) mod pool;

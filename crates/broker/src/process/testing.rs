@@ -104,6 +104,11 @@ impl Start {
         Self { spawned, facts, folder }
     }
 
+    /// Where its log is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }

@@ -35,6 +35,7 @@ impl Backend {
     pub(super) fn start_failed(&mut self, now: Timestamp, refusal: &Refusal, effects: &mut Vec<Effect>) {
         match self.leave() {
             State::Starting(starting) => {
+                self.budget.start_ended();
                 self.enter(now, State::Inactive { not_before: None });
                 refuse_all(starting.waiters, refusal, effects);
                 self.tell_holders(&News::Failed { refusal: Box::new(refusal.clone()) }, effects);
@@ -138,6 +139,12 @@ impl Backend {
             // Such a daemon may bind before it forks away, and so be ready an instant before its first process ends.
             State::Starting(_) | State::Ready { healthy_at: Some(_), .. } if survivors && exit == Exit::Code(0) => {
                 effects.push(Effect::Follow { generation });
+                if let State::Starting(starting) = &mut self.state
+                    && matches!(starting.readiness.pace(), Pace::Path | Pace::Port)
+                {
+                    starting.probe = None;
+                    effects.push(Effect::Probe { generation });
+                }
                 return;
             }
             State::Starting(Starting { began, waiters, .. }) => (*began, false, waiters.take()),

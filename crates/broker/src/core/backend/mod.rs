@@ -183,7 +183,7 @@ impl Backend {
     /// Whether nothing runs and nothing is remembered that a new machine would not know.
     pub(crate) fn is_forgettable(&self, now: Timestamp) -> bool {
         matches!(self.state, State::Inactive { not_before } if not_before.is_none_or(|time| time <= now))
-            && self.budget.crashes(now, &self.policies.recovery) == 0
+            && self.budget.crashes(now, false, &self.policies.recovery) == 0
             && !self.draining
             && self.holds.is_empty()
     }
@@ -215,7 +215,7 @@ impl Backend {
             attempt: self.attempt,
             holds: self.holds.len(),
             waiters,
-            crashes_in_window: self.budget.crashes(now, &self.policies.recovery),
+            crashes_in_window: self.budget.crashes(now, self.is_live(), &self.policies.recovery),
             retry_after: retry_at.map(|time| time.since(now)),
             draining: self.draining,
             status: self.status_or_obstacle().filter(|_| self.is_live()),

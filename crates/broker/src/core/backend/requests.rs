@@ -156,6 +156,7 @@ impl Backend {
     pub(super) fn order_stop(&mut self, now: Timestamp, observer: Option<Waiter>, effects: &mut Vec<Effect>) {
         self.tell_holders(&News::Stopped, effects);
         self.holds.clear();
+        self.budget.start_ended();
         let refusal = shutting_down("an operator stopped the backend");
         let mut observers = Waiters::default();
         observer.into_iter().for_each(|waiter| observers.join(waiter));
@@ -250,8 +251,11 @@ impl Backend {
     pub(super) fn redefine(&mut self, now: Timestamp, policies: Policies) {
         self.budget.clear();
         self.redefined = Some(policies);
-        if matches!(self.state, State::Failed { .. } | State::Inactive { .. }) {
-            self.enter(now, State::Inactive { not_before: None });
+        match &mut self.state {
+            State::Failed { .. } | State::Inactive { .. } => self.enter(now, State::Inactive { not_before: None }),
+            State::Backoff { until, .. } => *until = now,
+            State::Stopping(Stopping { then: then @ Then::Recover(..), .. }) => *then = Then::Rest,
+            State::Stopping(_) | State::Starting(_) | State::Ready { .. } => {}
         }
     }
 }

@@ -231,7 +231,7 @@ fn a_daemon_that_forked_away_is_followed() {
     let (ticket, _) = scene.hello();
     scene.told(Event::Started { generation: 1 });
     let effects = scene.told(Event::Exited { generation: 1, exit: Exit::Code(0), survivors: true });
-    assert_eq!(effects, [Effect::Follow { generation: 1 }]);
+    assert_eq!(effects, [Effect::Follow { generation: 1 }, Effect::Probe { generation: 1 }]);
     let effects = scene.told(scene.probed(true));
     assert_eq!(effects, [Effect::Negotiate { ticket, generation: 1 }]);
     let effects = scene.told(Event::Exited { generation: 1, exit: Exit::Code(1), survivors: true });

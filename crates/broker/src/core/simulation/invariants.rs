@@ -76,7 +76,13 @@ impl Invariants {
             }
             Event::Stop(waiter) => {
                 known.stopped = true;
+                known.retried = false;
                 waiter.as_ref()
+            }
+            // Whoever waits is refused at once.
+            Event::StartFailed { .. } => {
+                known.retried = false;
+                None
             }
             Event::Redefine(_) => {
                 (known.retried, known.crashed) = (false, None);

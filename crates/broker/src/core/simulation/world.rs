@@ -197,7 +197,7 @@ impl World {
                 let (_, (at, event)) = self.plan.pop_first().expect("just seen");
                 self.happen(at, event);
             } else {
-                let id = self.registry.due(self.now).expect("just seen");
+                let id = *self.registry.due(self.now).first().expect("just seen");
                 let at = self.daemons.iter().position(|d| d.id == id).expect("ours");
                 self.handle(at, Event::Tick);
             }

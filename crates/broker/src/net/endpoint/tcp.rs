@@ -1,10 +1,12 @@
 //! Endpoints that are a port of 127.0.0.1.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +22,10 @@ const PORTS: RangeInclusive<u16> = 10_000..=65_000;
 /// The kernel's default, if it does not say.
 const EPHEMERAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 const PORT_TRIES: usize = 256;
+
+/// The ports that were given last: a daemon that has not bound its own yet must not find it given to another.
+static GIVEN: Mutex<VecDeque<u16>> = Mutex::new(VecDeque::new());
+const GIVEN_MAX: usize = 1024;
 
 /// Which call takes the address.
 #[derive(Clone, Copy)]
@@ -65,8 +71,13 @@ fn free_port_outside(ephemeral: &RangeInclusive<u16>, ports: RangeInclusive<u16>
     let candidates: Vec<u16> = ports.filter(|port| !ephemeral.contains(port)).collect();
     let start = if candidates.is_empty() { 0 } else { fastrand::usize(..candidates.len()) };
     let from_start = candidates.iter().cycle().skip(start).take(candidates.len().min(PORT_TRIES));
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for &port in from_start {
-        if try_port(port).is_ok() {
+        if !given.contains(&port) && try_port(port).is_ok() {
+            if given.len() == GIVEN_MAX {
+                given.pop_front();
+            }
+            given.push_back(port);
             return Ok(port);
         }
     }

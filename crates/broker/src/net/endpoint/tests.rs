@@ -1,3 +1,5 @@
+//! Endpoints against real sockets and real daemons.
+
 use super::*;
 use crate::net::ownership::Backend;
 use crate::process::testing::{Start, as_broker, wait_for};

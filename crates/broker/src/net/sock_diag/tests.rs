@@ -1,3 +1,5 @@
+//! What the kernel says of listeners and connections, against real ones.
+
 use super::*;
 use crate::process::testing::wait_for;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};

@@ -1,3 +1,5 @@
+//! Groups, trees and strays of real processes, ended.
+
 use super::*;
 use crate::process::orphans::reap_orphans;
 use crate::process::testing::{GENEROUS, Start, as_broker, wait_for};
@@ -9,6 +11,7 @@ fn end_start(start: &Start) -> Ended {
     let is_other = |_| false;
     let doomed = Doomed {
         main: start.spawned.pid,
+        group: start.spawned.pid,
         pidfd: start.spawned.pidfd.as_fd(),
         start: Some(&start.facts),
         tree: Tree::default(),
@@ -114,8 +117,10 @@ fn a_forked_away_main_is_ended_with_the_group_it_is_in() {
         assert!(pids.contains(&main));
         let pidfd = crate::process::kernel::pidfd_open(main).unwrap();
         let is_other = |_| false;
+        let group = stat(main).unwrap().unwrap().group;
         let doomed = Doomed {
             main,
+            group,
             pidfd: pidfd.as_fd(),
             start: Some(&start.facts),
             tree: Tree::default(),
@@ -145,6 +150,7 @@ fn a_backend_of_an_earlier_broker_is_ended_though_it_is_no_child_of_ours() {
             let is_other = |pid| pid == start.spawned.pid;
             let doomed = Doomed {
                 main: pids[0],
+                group: pids[0],
                 pidfd: pidfd.as_fd(),
                 start: dies_first.then_some(&start.facts),
                 tree: Tree::default(),

@@ -1,3 +1,5 @@
+//! What a spawned program inherits, and what a failed spawn says: as real programs see it.
+
 use super::*;
 use crate::process::exit::Exit;
 use crate::process::group;

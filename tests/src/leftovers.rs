@@ -1,0 +1,49 @@
+//! Processes that a test left behind, found by what /proc says of every process.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+/// Whether a process of that number exists and is no zombie.
+#[must_use]
+pub fn process_exists(pid: u64) -> bool {
+    let Ok(number) = i32::try_from(pid) else { return false };
+    if kill(Pid::from_raw(number), None) == Err(Errno::ESRCH) {
+        return false;
+    }
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+/// The processes, besides this one, that name the folder in their command line, environment, working directory or open
+/// files: number and command line.
+#[must_use]
+pub fn processes_mentioning(folder: &Path) -> Vec<(i32, String)> {
+    let own = std::process::id().to_string();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let pid: i32 = name.parse().ok()?;
+            if name == own || !mentions(&entry.path(), folder) {
+                return None;
+            }
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            Some((pid, String::from_utf8_lossy(&command).replace('\0', " ")))
+        })
+        .collect()
+}
+
+fn mentions(process: &Path, folder: &Path) -> bool {
+    let needle = folder.as_os_str().as_bytes();
+    let holds = |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
+    let link = |path: &Path| fs::read_link(path).is_ok_and(|target| target.starts_with(folder));
+    let file = |name: &str| fs::read(process.join(name)).is_ok_and(|bytes| holds(&bytes));
+    let open = || fs::read_dir(process.join("fd")).into_iter().flatten().flatten().any(|entry| link(&entry.path()));
+    file("cmdline") || file("environ") || link(&process.join("cwd")) || open()
+}

@@ -1,0 +1,141 @@
+//! Other users: who may ask for what. Needs root, to be another user at all.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::thread;
+
+use broker_proto::{ClientMessage, Code, Delivery};
+use broker_tests::{Broker, Connection, Output, Running, Service, Session, Setup, sibling};
+use nix::unistd::{Gid, Group, Uid, User};
+
+/// nobody, everywhere.
+const OTHER: u32 = 65534;
+
+broker_tests::trials![
+    another_user_is_rejected_unless_the_service_admits_it,
+    an_operators_orders_are_for_the_brokers_own_user,
+    a_connected_socket_needs_the_services_consent,
+    a_socket_that_may_not_be_opened_is_not_permitted,
+];
+
+/// Why these tests cannot run here, if they cannot.
+pub(crate) fn hindrance() -> Option<&'static str> {
+    if !Uid::effective().is_root() {
+        Some("needs root")
+    } else if own_names().is_none() {
+        Some("no user and group 65534")
+    } else {
+        None
+    }
+}
+
+/// The other user's name and its group's.
+fn own_names() -> Option<(String, String)> {
+    let user = User::from_uid(Uid::from_raw(OTHER)).ok()??;
+    let group = Group::from_gid(Gid::from_raw(OTHER)).ok()??;
+    Some((user.name, group.name))
+}
+
+/// A broker whose socket the other user's group may open, and a brokerctl that it can execute.
+fn shared_broker(services: &[&Service]) -> Broker {
+    let (_, group) = own_names().expect("known");
+    let setup = Setup::new().config(&format!("socket_group = {group:?}\n"));
+    fs::set_permissions(setup.folder(), fs::Permissions::from_mode(0o755)).expect("own folder");
+    fs::copy(sibling("brokerctl"), setup.folder().join("brokerctl")).expect("a copy that others can execute");
+    services.iter().fold(setup, |setup, service| setup.service(service)).start()
+}
+
+fn ctl_as_other(broker: &Broker, arguments: &[&str]) -> Output {
+    let mut command = std::process::Command::new(broker.path("brokerctl"));
+    command.arg("--json").args(arguments).env("BROKER_SOCKET", broker.socket());
+    Running::start(command.stdin(std::process::Stdio::null()).uid(OTHER).gid(OTHER)).finish()
+}
+
+fn another_user_is_rejected_unless_the_service_admits_it() {
+    let (user, group) = own_names().expect("known");
+    let by_user = Service::fake("by-user", &[]).toml(&format!("[access]\nusers = [{user:?}]"));
+    let by_group = Service::fake("by-group", &[]).toml(&format!("[access]\ngroups = [{group:?}]"));
+    let broker = shared_broker(&[&Service::fake("private", &[]), &by_user, &by_group]);
+    let refused = ctl_as_other(&broker, &["resolve", "private"]).refused(77, "peer_rejected");
+    assert!(refused["retry_after_ms"].is_null(), "{refused}");
+    assert_eq!(broker.starts("private"), [], "refused before anything is started");
+    let _ = broker.resolve("private");
+    let _ = ctl_as_other(&broker, &["resolve", "private"]).refused(77, "peer_rejected");
+    for service in ["by-user", "by-group"] {
+        assert_eq!(ctl_as_other(&broker, &["resolve", service]).done().json()["state"], "ready", "{service}");
+    }
+}
+
+fn an_operators_orders_are_for_the_brokers_own_user() {
+    let (user, _) = own_names().expect("known");
+    let broker = shared_broker(&[&Service::fake("x", &[]).toml(&format!("[access]\nusers = [{user:?}]"))]);
+    let before = broker.resolve("x");
+    for order in [
+        &["status"][..],
+        &["stop", "x"],
+        &["start", "x"],
+        &["restart", "x"],
+        &["drain", "x"],
+        &["reload"],
+        &["shutdown"],
+    ] {
+        let _ = ctl_as_other(&broker, order).refused(77, "peer_rejected");
+    }
+    assert_eq!(broker.resolve("x"), before);
+}
+
+/// Runs the function in a thread that is the other user: in Linux, users belong to threads.
+fn as_other<T: Send>(function: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let keep = -1;
+            // SAFETY: the bare system calls change this thread alone, which does nothing else and ends soon.
+            let results = unsafe {
+                [
+                    libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()),
+                    libc::syscall(libc::SYS_setresgid, keep, OTHER, keep),
+                    libc::syscall(libc::SYS_setresuid, keep, OTHER, keep),
+                ]
+            };
+            assert_eq!(results, [0; 3], "root can be anybody");
+            function()
+        });
+        thread.join().expect("the other user's thread ends well")
+    })
+}
+
+fn connected(broker: &Broker, service: &str) -> Result<OwnedFd, Code> {
+    as_other(|| {
+        let mut session = Session::open(&broker.socket());
+        let mut hello = session.hello_for(service);
+        hello.delivery = Delivery::Connected;
+        let id = hello.request_id;
+        session.send(&ClientMessage::Hello(hello));
+        session.answer(id).map_err(|refusal| refusal.code)?;
+        Ok(session.passed_descriptor().expect("a descriptor came with the frame"))
+    })
+}
+
+fn a_connected_socket_needs_the_services_consent() {
+    let (user, _) = own_names().expect("known");
+    let access = format!("[access]\nusers = [{user:?}]");
+    let closed = Service::fake("closed", &[]).toml(&access);
+    let open = Service::fake("open", &[]).toml(&format!("{access}\nconnected = true"));
+    let broker = shared_broker(&[&closed, &open]);
+    assert_eq!(connected(&broker, "closed").expect_err("no consent"), Code::PeerRejected);
+    let socket = connected(&broker, "open").expect("the service consents");
+    let mut connection = Connection::over_unix(UnixStream::from(socket)).expect("a connected socket");
+    assert_eq!(broker.backend("open")["pid"], connection.pid());
+}
+
+fn a_socket_that_may_not_be_opened_is_not_permitted() {
+    let setup = Setup::new();
+    fs::set_permissions(setup.folder(), fs::Permissions::from_mode(0o755)).expect("own folder");
+    fs::copy(sibling("brokerctl"), setup.folder().join("brokerctl")).expect("a copy that others can execute");
+    let broker = setup.service(&Service::fake("x", &[])).start();
+    let output = ctl_as_other(&broker, &["resolve", "x"]).exits(77);
+    assert!(output.stderr.contains("broker.sock"), "{}", output.stderr);
+}
