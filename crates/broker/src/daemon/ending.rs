@@ -21,43 +21,67 @@ use crate::process::forked::survivors;
 use crate::process::group::{Tree, signal};
 use crate::process::{identity, kernel};
 
+/// How often survivors are looked for while somebody is just ending, a millisecond apart: half a second in all.
+const LOOKS_MAX: u32 = 500;
+
+/// What a look at a main process showed.
+pub(super) enum Look {
+    /// It runs, or it is another generation's.
+    Runs,
+    /// It ended, and perhaps forked away: that cannot be told yet.
+    Unsettled,
+    /// It ended.
+    Ended(Event),
+}
+
 impl Driver {
-    /// The main process has ended, or seems to have.
-    pub(super) fn main_ended(&mut self, id: BackendId, generation: u64) {
-        if let Some(event) = self.look_at_main(id, generation) {
-            self.dispatch(id, event);
+    /// The main process has ended, or seems to have. `false` if it must be looked at again soon.
+    pub(super) fn main_ended(&mut self, id: BackendId, generation: u64) -> bool {
+        match self.look_at_main(id, generation) {
+            Look::Unsettled => return false,
+            Look::Runs => {}
+            Look::Ended(event) => self.dispatch(id, event),
         }
+        true
     }
 
-    /// Looks at the main process now; the event of its end, if it has ended.
-    pub(super) fn look_at_main(&mut self, id: BackendId, generation: u64) -> Option<Event> {
-        let (key, backend) = self.registry.get(id)?;
+    /// Looks at the main process now.
+    pub(super) fn look_at_main(&mut self, id: BackendId, generation: u64) -> Look {
+        let Some((key, backend)) = self.registry.get(id) else { return Look::Runs };
         let is_ready = backend.view(now()).state == broker_proto::State::Ready;
-        let running = self.hosted.get_mut(&id)?.generation(generation)?;
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return Look::Runs };
         if !kernel::has_ended(running.main.pidfd.as_fd()) {
-            return None;
+            return Look::Runs;
         }
         let exit = peek(running.main.pidfd.as_fd()).ok().flatten().unwrap_or(Exit::Unknown);
-        let mains = &self.mains;
+        if exit.is_success() {
+            let mains = &self.mains;
+            match survivors(&running.facts, |pid| mains.contains(pid)) {
+                Ok(look) if look.survivors.is_empty() && !look.is_settled && running.looks < LOOKS_MAX => {
+                    running.looks += 1;
+                    return Look::Unsettled;
+                }
+                Ok(look) => running.survivors = look.survivors,
+                Err(error) => tracing::warn!(backend = %key, generation, %error, "survivors cannot be looked for"),
+            }
+        }
         // One that was ready must still be: then its listening socket lives on in those who survive.
         let survives = exit.is_success()
-            && survivors(&running.facts, |pid| mains.contains(pid)).is_ok_and(|found| !found.is_empty())
+            && !running.survivors.is_empty()
             && (!is_ready || matches!(connect(&running.endpoint), Ok(_) | Err(ConnectError::Busy)));
         tracing::info!(backend = %key, generation, pid = running.main.pid.as_raw(), survives, "the main process {exit}");
-        Some(Event::Exited { generation, exit: telling::exit(exit), survivors: survives })
+        Look::Ended(Event::Exited { generation, exit: telling::exit(exit), survivors: survives })
     }
 
-    /// Takes the oldest survivor of a daemon that forked away for the main process.
+    /// Takes the oldest survivor of a daemon that forked away for the main process. If it has ended meanwhile that is
+    /// the next thing to be seen of it.
     pub(super) fn follow(&mut self, id: BackendId, generation: u64) {
         let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
         let mains = &self.mains;
-        let mut found = survivors(&running.facts, |pid| mains.contains(pid)).unwrap_or_default().into_iter();
         let launcher = running.main.pid;
-        let Some(survivor) = found.next() else {
-            // It was there a moment ago and has ended as well.
-            self.follow_up(id, Event::Exited { generation, exit: broker_proto::Exit::Unknown, survivors: false });
-            return;
-        };
+        let mut found = std::mem::take(&mut running.survivors).into_iter();
+        let Some(survivor) = found.next() else { return };
+        running.looks = 0;
         let group = identity::stat(survivor.pid).ok().flatten().map_or(survivor.pid, |s| s.group);
         tracing::info!(
             generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), evidence = ?survivor.evidence,

@@ -12,6 +12,7 @@ use crate::core::backend::Policies;
 use crate::core::readiness::Pace;
 use crate::core::recovery::Policy;
 use crate::net::notify_socket::NotifySocket;
+use crate::process::forked::Survivor;
 use crate::process::group::Tree;
 use crate::process::spawn::Command;
 use crate::process::start::StartFacts;
@@ -57,6 +58,10 @@ pub(super) struct Running {
     pub(super) facts: Arc<StartFacts>,
     /// Processes that are its own though nothing leads to them any more: the launcher of a daemon that forked away.
     pub(super) known: Vec<Pid>,
+    /// Those who may be the daemon, when the main process has ended.
+    pub(super) survivors: Vec<Survivor>,
+    /// How often they were looked for in vain.
+    pub(super) looks: u32,
     /// Descendants that were seen when the stop began.
     pub(super) tree: Tree,
     pub(super) log: PathBuf,

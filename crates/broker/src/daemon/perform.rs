@@ -6,6 +6,7 @@ use std::sync::Arc;
 use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage};
 
 use super::driver::{Driver, Kind};
+use super::ending::Look;
 use super::hosted::{Launched, Running};
 use super::work::{self, Order, Report};
 use super::{tasks, telling};
@@ -134,6 +135,8 @@ impl Driver {
             main,
             facts: Arc::new(facts),
             known: Vec::new(),
+            survivors: Vec::new(),
+            looks: 0,
             tree: Tree::default(),
             log,
             probe: probe.map(Arc::new),
@@ -262,7 +265,7 @@ impl Driver {
     fn not_connected(&mut self, id: BackendId, ticket: Ticket, generation: u64, error: &ConnectError) {
         let Some(asked) = self.asked.get(&ticket).copied() else { return };
         self.follow_up(id, Event::Withdraw(ticket));
-        if let Some(ended) = self.look_at_main(id, generation) {
+        if let Look::Ended(ended) = self.look_at_main(id, generation) {
             self.follow_up(id, ended);
             self.follow_up(id, Event::Hello(Waiter { ticket, deadline: asked.deadline, holds: true }));
             return;

@@ -33,6 +33,9 @@ const PROBE_MAX: Duration = Duration::from_secs(10);
 /// How long a tcp connection of ours to the loopback address may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
+/// How soon survivors are looked for again while somebody is just ending.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// How often a process is looked at that cannot be watched.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -57,8 +60,12 @@ async fn ended(pidfd: Arc<OwnedFd>) {
 pub(super) fn watch_main(driver: Handle, id: BackendId, generation: u64, pidfd: Arc<OwnedFd>) -> Task {
     Task(spawn_local(async move {
         ended(pidfd).await;
-        if let Some(driver) = driver.upgrade() {
-            driver.borrow_mut().main_ended(id, generation);
+        while let Some(driver) = driver.upgrade() {
+            if driver.borrow_mut().main_ended(id, generation) {
+                return;
+            }
+            drop(driver);
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }))
 }

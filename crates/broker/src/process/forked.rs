@@ -11,9 +11,6 @@ use super::identity::{Stat, open_if, stat};
 use super::orphans::orphans;
 use super::start::{Evidence, StartFacts};
 
-/// How often [`survivors`] looks: daemons fork twice at most, and each fork needs two looks.
-const LOOKS_MAX: usize = 16;
-
 /// The longest chain of parents that is followed.
 const ANCESTORS_MAX: usize = 64;
 
@@ -25,43 +22,37 @@ pub(crate) struct Survivor {
     pub(crate) evidence: Evidence,
 }
 
-/// Finds the orphans that belong to the start, the oldest first: that one is the main process. Its workers are its
-/// children and no orphans. `is_other` says which pids are main processes of other starts.
-///
-/// A daemon that forks twice may be caught between: its middle process ends during the look, and the last one has become
-/// an orphan only then. So it looks again until nobody else has ended meanwhile.
-pub(crate) fn survivors(start: &StartFacts, is_other: impl Fn(Pid) -> bool) -> io::Result<Vec<Survivor>> {
-    let mut ended_before = Vec::new();
-    for _ in 0..LOOKS_MAX {
-        let (found, ended) = look(start, &is_other)?;
-        if !found.is_empty() || ended == ended_before {
-            return Ok(found);
-        }
-        ended_before = ended;
-    }
-    Ok(Vec::new())
+/// What one look for survivors showed.
+#[derive(Debug)]
+pub(crate) struct Look {
+    /// The orphans that belong to the start, the oldest first: that one is the main process. Its workers are its
+    /// children and no orphans.
+    pub(crate) survivors: Vec<Survivor>,
+    /// Nobody was just ending. A daemon that forks twice may be caught between: its middle process is on its way out and
+    /// shows no evidence any more, and the last one is not ours yet. Then look again soon.
+    pub(crate) is_settled: bool,
 }
 
-/// One look: the survivors, and which orphans have ended.
-fn look(start: &StartFacts, is_other: &impl Fn(Pid) -> bool) -> io::Result<(Vec<Survivor>, Vec<Pid>)> {
-    let (mut found, mut ended) = (Vec::new(), Vec::new());
+/// Looks for survivors of a start. `is_other` says which pids are main processes of other starts.
+pub(crate) fn survivors(start: &StartFacts, is_other: impl Fn(Pid) -> bool) -> io::Result<Look> {
+    let mut found = Vec::new();
+    let mut is_settled = true;
     for pid in orphans()?.into_iter().filter(|pid| !is_other(*pid) && *pid != start.leader.pid) {
-        let (mut evidence, mut runs) = (None, false);
+        let (mut evidence, mut is_ending) = (None, true);
         let opened = open_if(pid, |facts| {
-            runs = !matches!(facts.state, b'Z' | b'X');
+            is_ending = facts.is_exiting || matches!(facts.state, b'Z' | b'X');
             evidence = start.evidence(facts);
             evidence.is_some()
         });
         // One that cannot be opened for lack of descriptors is an error: it must not be taken for absent.
         match (opened?, evidence) {
             (Some((facts, pidfd)), Some(evidence)) => found.push((facts.start_time, Survivor { pid, pidfd, evidence })),
-            // It may have ended after its facts were read, as far as they were.
-            (None, evidence) if !runs || evidence.is_some() => ended.push(pid),
-            _ => {}
+            // With evidence and yet not opened: it ended while its facts were read.
+            (_, evidence) => is_settled &= !is_ending && evidence.is_none(),
         }
     }
     found.sort_by_key(|(start_time, survivor)| (*start_time, survivor.pid));
-    Ok((found.into_iter().map(|(_, survivor)| survivor).collect(), ended))
+    Ok(Look { survivors: found.into_iter().map(|(_, survivor)| survivor).collect(), is_settled })
 }
 
 /// Whether a process (the owner of a socket, the sender of a notification) is part of the backend: its main process, in
@@ -106,7 +97,7 @@ mod tests {
             let start = Start::sh("sleep 1000 & exit 0");
             assert!(wait_ended(start.spawned.pidfd.as_fd(), GENEROUS));
             reap(&start.spawned.pidfd).unwrap();
-            let found = survivors(&start.facts, |_| false).unwrap();
+            let found = survivors(&start.facts, |_| false).unwrap().survivors;
             assert_eq!(found.iter().map(|s| s.evidence).collect::<Vec<_>>(), [Evidence::Session]);
         });
     }
@@ -119,7 +110,7 @@ mod tests {
                 assert!(wait_ended(start.spawned.pidfd.as_fd(), GENEROUS));
                 let mut found = Vec::new();
                 wait_for("the daemon is found", || {
-                    found = survivors(&start.facts, |_| false).unwrap();
+                    found = survivors(&start.facts, |_| false).unwrap().survivors;
                     found.len() == 1 && found[0].evidence == evidence
                 });
                 let main = found[0].pid;
@@ -128,7 +119,7 @@ mod tests {
                 assert!(belongs(child().unwrap().pid, main, &[]));
                 assert!(belongs(start.spawned.pid, main, &[start.spawned.pid]));
                 assert!(!belongs(Pid::this(), main, &[]));
-                assert!(survivors(&start.facts, |pid| pid == main).unwrap().is_empty());
+                assert!(survivors(&start.facts, |pid| pid == main).unwrap().survivors.is_empty());
                 found[0].end();
             }
         });
@@ -142,8 +133,8 @@ mod tests {
             for launcher in [&other, &start] {
                 assert!(wait_ended(launcher.spawned.pidfd.as_fd(), GENEROUS));
             }
-            wait_for("the other's daemon", || !survivors(&other.facts, |_| false).unwrap().is_empty());
-            assert!(survivors(&start.facts, |_| false).unwrap().is_empty());
+            wait_for("the other's daemon", || !survivors(&other.facts, |_| false).unwrap().survivors.is_empty());
+            assert!(survivors(&start.facts, |_| false).unwrap().survivors.is_empty());
         });
     }
 
@@ -160,7 +151,7 @@ mod tests {
             assert!(wait_ended(start.spawned.pidfd.as_fd(), GENEROUS));
             let connect = || std::os::unix::net::UnixStream::connect(&socket);
             wait_for("memcached serves", || connect().is_ok());
-            let found = survivors(&start.facts, |_| false).unwrap();
+            let found = survivors(&start.facts, |_| false).unwrap().survivors;
             assert_eq!(found.iter().map(|s| s.evidence).collect::<Vec<_>>(), [Evidence::CommandLine]);
             let is_other = |_| false;
             let doomed = crate::process::group::Doomed {

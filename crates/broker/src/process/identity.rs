@@ -15,6 +15,9 @@ use nix::unistd::Pid;
 
 use super::kernel::{has_ended, pidfd_open};
 
+/// The flag of a task that is being torn down, from the kernel's include/linux/sched.h.
+const PF_EXITING: u32 = 0x4;
+
 /// The facts of `/proc/PID/stat` that the broker decides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -24,6 +27,8 @@ pub(crate) struct Stat {
     pub(crate) session: Pid,
     /// The state's letter; `Z` is a zombie, or a process whose first thread has ended before the others.
     pub(crate) state: u8,
+    /// Whether it is on its way out (`PF_EXITING`): its files may be closed, its children not yet handed over.
+    pub(crate) is_exiting: bool,
     /// Clock ticks from boot to its start.
     pub(crate) start_time: u64,
 }
@@ -63,6 +68,7 @@ impl Stat {
             group: number(5)?,
             session: number(6)?,
             state: *fields.first()?.as_bytes().first()?,
+            is_exiting: fields.get(9 - 3)?.parse::<u32>().ok()? & PF_EXITING != 0,
             start_time: fields.get(22 - 3)?.parse().ok()?,
         })
     }
@@ -173,11 +179,18 @@ mod tests {
 
     #[test]
     fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
-        let text = b"42 (tmux: s) (x) R 1\n) S 7 40 39 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
+        let text = b"42 (tmux: s) (x) R 1\n) S 7 40 39 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
         let stat = Stat::parse(text).unwrap();
         let pid = Pid::from_raw;
-        let expected =
-            Stat { pid: pid(42), parent: pid(7), group: pid(40), session: pid(39), state: b'S', start_time: 987_654 };
+        let expected = Stat {
+            pid: pid(42),
+            parent: pid(7),
+            group: pid(40),
+            session: pid(39),
+            state: b'S',
+            is_exiting: true,
+            start_time: 987_654,
+        };
         assert_eq!(stat, expected);
         assert_eq!(Stat::parse(b""), None);
         assert_eq!(Stat::parse(b"1 (x"), None);
