@@ -20,6 +20,7 @@ trials![
     a_second_broker_on_the_same_state_directory_says_who_holds_it,
     a_stale_socket_is_taken_over,
     a_file_that_is_no_socket_is_left_alone,
+    what_outlives_a_killed_broker_is_ended_by_the_next,
     given_its_places_it_touches_nothing_else,
     the_log_can_be_json,
     a_bad_configuration_is_explained,
@@ -135,6 +136,17 @@ fn a_stale_socket_is_taken_over() {
     broker.start_again();
     let backend = broker.resolve("x");
     assert_eq!(broker.dial(&backend).pid(), backend["pid"], "a stale endpoint is taken over too");
+}
+
+fn what_outlives_a_killed_broker_is_ended_by_the_next() {
+    let mut broker = Broker::start(&[&Service::fake("x", &["--workers", "2"])]);
+    let before = broker.resolve("x");
+    broker.signal(Signal::SIGKILL);
+    let _ = broker.ended();
+    broker.start_again();
+    let backend = broker.resolve("x");
+    assert_eq!(backend["endpoint"], before["endpoint"], "its workers do not keep the socket");
+    let _ = broker.dial(&backend).ask("hello").expect("served");
 }
 
 fn a_file_that_is_no_socket_is_left_alone() {

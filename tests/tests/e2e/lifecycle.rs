@@ -21,6 +21,7 @@ trials![
     a_daemon_that_forks_away_is_found_and_stopped,
     a_forked_away_daemon_that_dies_is_restarted,
     a_passed_socket_serves_again_after_a_stop_and_a_crash,
+    a_daemon_that_is_no_longer_passed_a_socket_binds_its_own,
 ];
 
 fn endpoint_path(backend: &Value) -> PathBuf {
@@ -174,6 +175,17 @@ fn a_forked_away_daemon_that_dies_is_restarted() {
     let (backend, again) = forked_away(&broker);
     assert_ne!(again, pid);
     assert_eq!((&backend["generation"], broker.starts("away").len()), (&2.into(), 2));
+}
+
+fn a_daemon_that_is_no_longer_passed_a_socket_binds_its_own() {
+    let broker = Broker::start(&[&Service::fake_on_passed_socket("x", &[]).toml("[readiness]\nprobe = \"socket\"")]);
+    let passed = broker.resolve("x");
+    broker.write_service(&Service::fake("x", &[]));
+    let _ = broker.ctl(&["reload"]).done();
+    let _ = broker.ctl(&["restart", "x"]).done();
+    let own = broker.resolve("x");
+    assert_eq!((&own["endpoint"], &own["generation"]), (&passed["endpoint"], &2.into()));
+    assert_eq!(broker.dial(&own).facts()["environment"]["LISTEN_FDS"], serde_json::Value::Null);
 }
 
 fn a_passed_socket_serves_again_after_a_stop_and_a_crash() {

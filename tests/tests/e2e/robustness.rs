@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use broker_proto::{
@@ -19,6 +20,7 @@ trials![
     a_bad_body_is_malformed_and_the_session_goes_on,
     a_long_first_message_is_refused_a_long_later_one_is_not,
     a_peer_that_does_not_read_blocks_nobody,
+    a_peer_that_never_pauses_blocks_nobody,
     a_user_with_too_many_sessions_is_refused_a_new_one,
     a_session_that_ends_in_the_middle_of_a_frame_is_forgotten,
 ];
@@ -215,4 +217,28 @@ fn a_session_that_ends_in_the_middle_of_a_frame_is_forgotten() {
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest).expect("the broker closes its side too");
     assert_eq!(broker.resolve("x")["generation"], 1);
+}
+
+fn a_peer_that_never_pauses_blocks_nobody() {
+    let setup = Setup::new().config("[limits]\nfirst_message_timeout = \"500ms\"");
+    let broker = setup.service(&Service::fake("x", &[])).start();
+    let mut frames = Vec::new();
+    for _ in 0..1000 {
+        encode_frame(&ClientMessage::Release { request_id: 7 }, &mut frames).expect("short");
+    }
+    let (socket, stop) = (broker.socket(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let mut session = Session::silent(&socket);
+            session.write(&preamble_then(&[])).expect("the broker reads");
+            while !stop.load(Ordering::Relaxed) {
+                session.write(&frames).expect("the broker reads");
+            }
+        });
+        // Its timer fires, and others are served, while the flood goes on.
+        assert_cut_off(&mut raw(&broker, b"PB"));
+        let _ = broker.resolve("x");
+        stop.store(true, Ordering::Relaxed);
+        flood.join().expect("it was served as well");
+    });
 }

@@ -38,21 +38,26 @@ pub(crate) fn survivors(start: &StartFacts, is_other: impl Fn(Pid) -> bool) -> i
     let mut found = Vec::new();
     let mut is_settled = true;
     for pid in orphans()?.into_iter().filter(|pid| !is_other(*pid) && *pid != start.leader.pid) {
-        let (mut evidence, mut is_ending) = (None, true);
+        let mut evidence = None;
         let opened = open_if(pid, |facts| {
-            is_ending = facts.is_exiting || matches!(facts.state, b'Z' | b'X');
             evidence = start.evidence(facts);
             evidence.is_some()
         });
         // One that cannot be opened for lack of descriptors is an error: it must not be taken for absent.
         match (opened?, evidence) {
             (Some((facts, pidfd)), Some(evidence)) => found.push((facts.start_time, Survivor { pid, pidfd, evidence })),
-            // With evidence and yet not opened: it ended while its facts were read.
-            (_, evidence) => is_settled &= !is_ending && evidence.is_none(),
+            // With evidence and yet not opened: it ended while its facts were read. Without any: it may have begun to end
+            // in between, and closed what would have spoken for it; so its state is read once more, after all else.
+            (_, evidence) => is_settled &= evidence.is_none() && !is_ending(pid),
         }
     }
     found.sort_by_key(|(start_time, survivor)| (*start_time, survivor.pid));
     Ok(Look { survivors: found.into_iter().map(|(_, survivor)| survivor).collect(), is_settled })
+}
+
+/// Whether a process is on its way out, or gone.
+fn is_ending(pid: Pid) -> bool {
+    stat(pid).is_ok_and(|facts| facts.is_none_or(|facts| facts.is_exiting || matches!(facts.state, b'Z' | b'X')))
 }
 
 /// Whether a process (the owner of a socket, the sender of a notification) is part of the backend: its main process, in
