@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::signal::kill;
@@ -21,22 +21,32 @@ pub fn process_exists(pid: u64) -> bool {
 
 /// The processes, besides this one, that name the folder in their command line, environment, working directory or open
 /// files: number and command line.
+///
+/// A child of this process that has not executed its program yet still has our files open, those of other tests among
+/// them; it is known by our own executable.
 #[must_use]
 pub fn processes_mentioning(folder: &Path) -> Vec<(i32, String)> {
     let own = std::process::id().to_string();
+    let own_executable = executable(Path::new("/proc/self"));
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             let pid: i32 = name.parse().ok()?;
-            if name == own || !mentions(&entry.path(), folder) {
+            // In this order: who executes something else by now has closed our files.
+            let is_ours = name == own || executable(&entry.path()).is_some_and(|path| Some(path) == own_executable);
+            if is_ours || !mentions(&entry.path(), folder) {
                 return None;
             }
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             Some((pid, String::from_utf8_lossy(&command).replace('\0', " ")))
         })
         .collect()
+}
+
+fn executable(process: &Path) -> Option<PathBuf> {
+    fs::read_link(process.join("exe")).ok()
 }
 
 fn mentions(process: &Path, folder: &Path) -> bool {

@@ -7,9 +7,9 @@ use broker_proto::{
 use serde_json::{Value, json};
 
 use super::driver::{Driver, Kind};
-use super::report;
 use super::session::{Session, SessionId};
 use super::work::Report;
+use super::{report, telling};
 use crate::core::admission::may_control;
 use crate::core::backend::{Event, Ticket};
 use crate::core::registry::{BackendId, BackendKey};
@@ -259,7 +259,9 @@ impl Driver {
             });
             Report::Reply { session, request_id, document: json!({ "logs": logs.collect::<Vec<_>>() }) }
         };
-        self.work(job).map_err(|error| no_thread(&error))
+        let faulty =
+            move || Report::Refused { session, request_id, refusal: telling::fault("the look at the logs failed") };
+        self.work(job, faulty).map_err(|error| no_thread(&error))
     }
 
     /// Reads the service files again, on a worker thread.
@@ -267,7 +269,14 @@ impl Driver {
         let directories = self.config.services.clone();
         let number = self.number();
         let job = move || Report::Loaded { number, catalog: Box::new(Catalog::load(&directories)), asker };
-        self.work(job).map_err(|error| no_thread(&error))
+        let faulty = move || {
+            let refusal = telling::fault("the reading of the service files failed");
+            match asker {
+                Some((session, request_id)) => Report::Refused { session, request_id, refusal },
+                None => Report::Done,
+            }
+        };
+        self.work(job, faulty).map_err(|error| no_thread(&error))
     }
 }
 

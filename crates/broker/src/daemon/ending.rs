@@ -134,7 +134,11 @@ impl Driver {
             let (trace, remaining, lingering) = work::finish(ending, &mains);
             Report::Gone { id, generation, trace, remaining, lingering }
         };
-        if let Err(error) = self.work(job) {
+        let faulty = move || {
+            let _ = telling::fault("the end of a backend failed");
+            Report::Gone { id, generation, trace: Trace::default(), remaining: Vec::new(), lingering: None }
+        };
+        if let Err(error) = self.work(job, faulty) {
             tracing::error!(%error, generation, "no thread to end a backend from");
             self.follow_up(id, Event::Gone { generation, trace: Trace::default() });
         }

@@ -25,6 +25,8 @@ pub(super) struct Hosted {
     pub(super) running: Option<Running>,
     /// The listening socket that daemons of this backend inherit, kept from start to start.
     pub(super) listener: Option<Held>,
+    /// No service file defines it any more.
+    pub(super) removed: bool,
     /// The newest log file.
     pub(super) log: Option<PathBuf>,
     /// The socket path whose appearance is waited for.
@@ -104,7 +106,7 @@ impl Drop for Task {
 
 impl Hosted {
     pub(super) fn new(definition: Arc<Definition>) -> Self {
-        Self { definition, running: None, listener: None, log: None, watched: None }
+        Self { definition, running: None, listener: None, removed: false, log: None, watched: None }
     }
 
     /// The running generation, if it is that one.
@@ -129,9 +131,10 @@ impl Hosted {
         }
     }
 
-    /// Whether what runs was started from another definition than the newest.
+    /// Whether what runs was started from another definition than the newest, or from one that is gone.
     pub(super) fn is_outdated(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| running.definition != self.definition)
+        self.removed && self.running.is_some()
+            || self.running.as_ref().is_some_and(|running| running.definition != self.definition)
     }
 }
 

@@ -124,6 +124,8 @@ fn print_chain(error: &dyn std::error::Error) {
 fn run(args: Args) -> Result<(), Fatal> {
     let config = Config::load(&args.into(), Surroundings::of_process())?;
     let _log = log::start(&config.log)?;
+    // A worker's panic is caught and answered; this is where it is written down.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a fault of the broker")));
     // What the broker makes is its own; daemons get the umask that their service file says.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| system("become a subreaper")(errno.into()))?;
@@ -223,6 +225,11 @@ fn take_report(driver: &Shared, report: Report) {
         Report::Reply { session, request_id, document } => {
             if let Some(session) = driver.session(session) {
                 admin::reply(&session, request_id, &document);
+            }
+        }
+        Report::Refused { session, request_id, refusal } => {
+            if let Some(session) = driver.session(session) {
+                session.refuse(request_id, refusal);
             }
         }
         Report::Done => {}

@@ -1,5 +1,6 @@
 //! Effects: what the machines decide, done.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -60,12 +61,17 @@ impl Driver {
         Some((self.session(asked.session)?, asked.request_id))
     }
 
-    /// Runs a job on a worker thread that reports back.
-    pub(super) fn work(&self, job: impl FnOnce() -> Report + Send + 'static) -> std::io::Result<()> {
+    /// Runs a job on a worker thread that reports back; somebody waits for that, so a job that panics reports as well.
+    pub(super) fn work(
+        &self,
+        job: impl FnOnce() -> Report + Send + 'static,
+        if_it_panics: impl FnOnce() -> Report + Send + 'static,
+    ) -> std::io::Result<()> {
         let reports = self.reports.clone();
         self.pool.run(move || {
+            let report = catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| if_it_panics());
             // The receiver goes last, with the broker itself.
-            let _ = reports.blocking_send(job());
+            let _ = reports.blocking_send(report);
         })
     }
 
@@ -97,7 +103,9 @@ impl Driver {
         };
         let mains = self.mains.clone();
         let job = move || Report::Launched { id, generation, result: work::launch(&order, &mains) };
-        if let Err(error) = self.work(job) {
+        let faulty =
+            move || Report::Launched { id, generation, result: Err(Box::new(telling::fault("the start failed"))) };
+        if let Err(error) = self.work(job, faulty) {
             let reason = format!("no thread to start it from: {error}");
             let refusal = Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT));
             self.follow_up(id, Event::StartFailed { generation, refusal });
@@ -160,7 +168,9 @@ impl Driver {
                 let probe = spawn::spawn(&command).map_err(|error| error.to_string());
                 Report::Probing { id, generation, probe }
             };
-            if let Err(error) = self.work(job) {
+            let faulty =
+                move || Report::Probing { id, generation, probe: Err(telling::fault("the probe failed").reason) };
+            if let Err(error) = self.work(job, faulty) {
                 let obstacle = Some(format!("the probe cannot be started: {error}"));
                 self.follow_up(id, Event::Probed { generation, ready: false, obstacle });
             }
@@ -221,9 +231,8 @@ impl Driver {
         let Some(asked) = self.asked.get(&ticket).copied() else { return };
         let Some((key, _)) = self.registry.get(id) else { return };
         let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else {
-            tracing::error!(backend = %key, generation, "a backend is ready that does not run");
-            let refusal = Refusal::new(Code::Internal, "the backend is ready and does not run, see the broker's log");
-            self.refuse(ticket, refusal.retry_after_ms(millis_up(RETRY_HINT)));
+            let refusal = telling::fault(&format!("{key} is ready and does not run"));
+            self.refuse(ticket, refusal);
             self.follow_up(id, Event::Withdraw(ticket));
             return;
         };

@@ -55,17 +55,16 @@ impl Driver {
         }
     }
 
-    /// Tells the machines whose definition is another now.
+    /// Tells the machines whose definition is another now, and marks those who have none any more.
     fn redefine_changed(&mut self) {
-        let changed: Vec<_> = self
-            .registry
-            .iter()
-            .filter_map(|(id, key, _)| {
-                let definition = self.catalog.services.get(&key.service)?.versions.get(&key.version)?;
-                let hosted = self.hosted.get(&id)?;
-                (hosted.definition != *definition).then(|| (id, Arc::clone(definition)))
-            })
-            .collect();
+        let mut changed = Vec::new();
+        for (id, key, _) in self.registry.iter() {
+            let Some(hosted) = self.hosted.get_mut(&id) else { continue };
+            let service = self.catalog.services.get(&key.service);
+            let definition = service.and_then(|service| service.versions.get(&key.version));
+            hosted.removed = definition.is_none();
+            changed.extend(definition.filter(|new| **new != hosted.definition).map(|new| (id, Arc::clone(new))));
+        }
         for (id, definition) in changed {
             self.redefine(id, definition);
         }

@@ -1,11 +1,22 @@
 //! Core's words in the wire's.
 
-use broker_proto::{Endpoint, Event, Negotiated};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use broker_proto::{Code, Endpoint, Event, Negotiated, Refusal};
 use serde_json::{Value, json};
 
-use crate::core::backend::{News, Progress};
+use crate::core::backend::{News, Progress, RETRY_HINT};
 use crate::core::{millis, millis_up};
 use crate::process::exit::Exit;
+
+/// A fault of the broker: logged with a number, by which the one who is refused can ask.
+pub(super) fn fault(what: &str) -> Refusal {
+    static FAULTS: AtomicU64 = AtomicU64::new(1);
+    let number = FAULTS.fetch_add(1, Ordering::Relaxed);
+    tracing::error!(fault = number, "{what}");
+    let reason = format!("{what}: a fault of the broker, number {number} in its log");
+    Refusal::new(Code::Internal, reason).retry_after_ms(millis_up(RETRY_HINT))
+}
 
 pub(super) fn progress(request_id: u64, version: String, progress: Progress) -> broker_proto::Progress {
     broker_proto::Progress {

@@ -29,7 +29,7 @@ pub(super) async fn trim_logs(driver: Shared) {
                 }
                 Report::Done
             };
-            if let Err(error) = driver.borrow().work(job) {
+            if let Err(error) = driver.borrow().work(job, || Report::Done) {
                 tracing::warn!(%error, "no thread to trim logs from");
             }
         }

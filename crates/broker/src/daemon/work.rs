@@ -64,6 +64,12 @@ pub(super) enum Report {
         request_id: RequestId,
         document: serde_json::Value,
     },
+    /// No answer.
+    Refused {
+        session: SessionId,
+        request_id: RequestId,
+        refusal: Refusal,
+    },
     /// Nothing but that the work is done.
     Done,
 }

@@ -19,7 +19,7 @@ use crate::process::identity;
 /// The backlog of sockets that the broker binds; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// The longest path of a socket: `sun_path` without its NUL.
+/// The longest path of a Unix socket, in bytes: `sun_path` of unix(7) has 108, the last of them is its end.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
 /// Why an endpoint cannot be used.

@@ -18,8 +18,7 @@ use toml::de::DeValue;
 use super::problem::{listed, quoted, suggestion};
 use super::template::Template;
 
-/// The longest path of a Unix socket, in bytes: `sun_path` of unix(7) has 108, the last of them is its end.
-pub(crate) const SOCKET_PATH_MAX: usize = 107;
+pub(crate) use crate::net::endpoint::SOCKET_PATH_MAX;
 
 /// The longest duration. Deadlines are 64-bit nanoseconds, which this keeps far from their end.
 const DURATION_MAX: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
