@@ -7,6 +7,7 @@ mod config;
 mod core;
 mod ctl;
 mod daemon;
+mod documents;
 mod net;
 mod process;
 mod services;

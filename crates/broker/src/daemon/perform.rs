@@ -14,6 +14,7 @@ use super::{tasks, telling};
 use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket, Waiter};
 use crate::core::millis_up;
 use crate::core::registry::BackendId;
+use crate::documents::ready_backend;
 use crate::net::endpoint::{self, ConnectError, Connection};
 use crate::net::ownership;
 use crate::net::sock_diag::{established_tcp, established_unix};
@@ -255,7 +256,7 @@ impl Driver {
                 }
                 Err(error) => self.not_connected(id, ticket, generation, &error),
             },
-            Kind::Start | Kind::Part(_) => self.order_done(ticket, telling::backend(&negotiated)),
+            Kind::Start | Kind::Part(_) => self.order_done(ticket, ready_backend(&negotiated)),
         }
     }
 

@@ -2,12 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use broker_proto::{Code, Endpoint, Event, Negotiated, Refusal};
-use serde_json::{Value, json};
-
 use crate::core::backend::{News, Progress, RETRY_HINT};
 use crate::core::{millis, millis_up};
 use crate::process::exit::Exit;
+use broker_proto::{Code, Endpoint, Event, Refusal};
 
 /// A fault of the broker: logged with a number, by which the one who is refused can ask.
 pub(super) fn fault(what: &str) -> Refusal {
@@ -47,17 +45,4 @@ pub(super) fn exit(exit: Exit) -> broker_proto::Exit {
         Exit::Signal { number, .. } => broker_proto::Exit::Signal(number),
         Exit::Unknown => broker_proto::Exit::Unknown,
     }
-}
-
-/// A ready backend, as `resolve --json` prints it.
-pub(super) fn backend(negotiated: &Negotiated) -> Value {
-    json!({
-        "instance": negotiated.instance,
-        "service": negotiated.service,
-        "version": negotiated.version,
-        "endpoint": negotiated.endpoint.to_string(),
-        "pid": negotiated.pid,
-        "generation": negotiated.generation,
-        "state": "ready",
-    })
 }

@@ -50,13 +50,19 @@ impl Watches {
 
     /// The starts whose path has appeared.
     pub(super) fn drain(&mut self) -> Vec<(BackendId, u64)> {
-        match self.appearances.drain() {
-            Ok(appeared) if appeared.overflowed => self.waiting.values().copied().collect(),
-            Ok(appeared) => appeared.paths.iter().filter_map(|path| self.waiting.get(path)).copied().collect(),
+        let appeared = match self.appearances.drain() {
+            Ok(appeared) => appeared,
             Err(error) => {
                 tracing::warn!(%error, "cannot read which sockets appeared");
-                Vec::new()
+                return Vec::new();
             }
+        };
+        for folder in &appeared.lost {
+            tracing::debug!(folder = %folder.display(), "a watched folder is gone; the schedule is the pace there");
         }
+        if appeared.overflowed {
+            return self.waiting.values().copied().collect();
+        }
+        appeared.paths.iter().filter_map(|path| self.waiting.get(path)).copied().collect()
     }
 }

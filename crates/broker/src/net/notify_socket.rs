@@ -43,10 +43,6 @@ pub(crate) struct Message {
     pub(crate) status: Option<String>,
     /// `EXTEND_TIMEOUT_USEC=`
     pub(crate) extend_timeout: Option<Duration>,
-    /// `STOPPING=1`
-    pub(crate) stopping: bool,
-    /// `MAINPID=`, as the sender claims.
-    pub(crate) main_pid: Option<Pid>,
 }
 
 impl NotifySocket {
@@ -136,13 +132,8 @@ fn parse(bytes: &[u8]) -> Message {
         let number = || std::str::from_utf8(value).ok()?.trim().parse::<u64>().ok();
         match name {
             b"READY" => message.ready |= value == b"1",
-            b"STOPPING" => message.stopping |= value == b"1",
             b"STATUS" => message.status = Some(printable_line(value)),
             b"EXTEND_TIMEOUT_USEC" => message.extend_timeout = number().map(Duration::from_micros),
-            b"MAINPID" => {
-                let pid = number().and_then(|number| i32::try_from(number).ok()).filter(|pid| *pid > 1);
-                message.main_pid = pid.map(Pid::from_raw);
-            }
             _ => {}
         }
     }
@@ -179,8 +170,6 @@ mod tests {
             ready: true,
             status: Some("Load \u{fffd}[1m3/7".to_owned()),
             extend_timeout: Some(Duration::from_millis(1500)),
-            stopping: true,
-            main_pid: Some(Pid::from_raw(4711)),
         };
         assert_eq!(socket.receive().unwrap(), Some(expected));
         assert_eq!(socket.receive().unwrap(), None);
