@@ -231,6 +231,7 @@ fn deadline_of(request: &AdminRequest) -> Option<Duration> {
         AdminRequest::Start { deadline_ms, .. }
         | AdminRequest::Stop { deadline_ms, .. }
         | AdminRequest::Restart { deadline_ms, .. } => deadline_ms.map(Duration::from_millis),
+        AdminRequest::Events { wait_ms, .. } => wait_ms.map(Duration::from_millis),
         AdminRequest::Status
         | AdminRequest::Services
         | AdminRequest::Drain { .. }

@@ -132,6 +132,7 @@ impl<R> InFlight<R> {
                 Action::GoAway(reconnect)
             }
             ServerMessage::Pong { .. } => Action::Ignore("pong without a ping"),
+            ServerMessage::Heartbeat => Action::Ignore("a sign of life"),
             ServerMessage::AdminReply { request_id, json } => match self.answered(request_id) {
                 Some((Kind::Admin, reply)) => Action::Document { reply, json },
                 Some((Kind::Hello, reply)) => {

@@ -14,8 +14,8 @@ pub use frame::{
     FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LENGTH_BYTES, LOWEST_VERSION, MAGIC, Preamble, Reassembler,
 };
 pub use message::{
-    AdminRequest, ClientInfo, ClientMessage, Delivery, Endpoint, Event, Exit, Hello, Negotiated, Progress, Reconnect,
-    RequestId, Selection, ServerMessage, State, Target,
+    AdminRequest, ClientInfo, ClientMessage, Delivery, Endpoint, Event, Exit, HEARTBEAT_INTERVAL, Hello, Negotiated,
+    Progress, Reconnect, RequestId, Selection, ServerMessage, State, Target,
 };
 pub use name::{Address, AddressError, DEFAULT_INSTANCE, InstanceName, NAME_MAX, NameError, ServiceName};
 pub use refusal::{Code, Evidence, Refusal};

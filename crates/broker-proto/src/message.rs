@@ -5,6 +5,7 @@
 //! shipped is frozen by the golden bytes in `golden/`.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +117,13 @@ pub enum ServerMessage {
         /// A JSON document: reports grow fields from release to release, which bincode's frozen structs could not.
         json: String,
     },
+    /// The broker is alive. Sent to every session each [`HEARTBEAT_INTERVAL`], unless the peer has something unread.
+    Heartbeat,
 }
+
+/// How often the broker gives a sign of life: three fit into the 8 seconds of silence after which a client takes the
+/// connection for dead.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(2500);
 
 /// A backend, ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,6 +285,9 @@ pub enum Event {
     Draining,
     /// An operator stopped the backend: this hold is over.
     Stopped,
+    /// A client whose connection broke with a crash may connect to the next generation and go on, says the service's
+    /// file (`[session] resume = "reconnect"`). Told once, right after the Negotiated.
+    Resumable,
 }
 
 /// What a client does after a [`ServerMessage::GoAway`].
@@ -334,6 +344,15 @@ pub enum AdminRequest {
     Reload,
     /// Stops every backend, then the broker.
     Shutdown,
+    /// Reports what happened to backends, held by this session or not.
+    Events {
+        /// Of which.
+        selection: Selection,
+        /// Only what came after: `next` of an earlier report. `None` is all that is kept.
+        after: Option<String>,
+        /// How long to wait, in milliseconds, if nothing came after; `None` answers at once.
+        wait_ms: Option<u64>,
+    },
 }
 
 /// One backend to be, as a person names it.

@@ -74,9 +74,11 @@ fn orders() -> Vec<(&'static str, AdminRequest)> {
         ("stop.everything", AdminRequest::Stop { selection: everything.clone(), deadline_ms: None }),
         ("restart", AdminRequest::Restart { selection: one.clone(), deadline_ms: None }),
         ("drain", AdminRequest::Drain { selection: one.clone() }),
-        ("logs", AdminRequest::Logs { selection: everything }),
+        ("logs", AdminRequest::Logs { selection: everything.clone() }),
         ("reload", AdminRequest::Reload),
         ("shutdown", AdminRequest::Shutdown),
+        ("events", AdminRequest::Events { selection: one, after: text("4242-1.17"), wait_ms: Some(30_000) }),
+        ("events.all", AdminRequest::Events { selection: everything, after: None, wait_ms: None }),
     ]
 }
 
@@ -107,6 +109,7 @@ fn server() -> Vec<(String, ServerMessage)> {
         ("goaway.never".to_owned(), ServerMessage::GoAway { reconnect: Reconnect::Never }),
         ("pong".to_owned(), ServerMessage::Pong { nonce: 251 }),
         ("admin_reply".to_owned(), ServerMessage::AdminReply { request_id: 2, json: r#"{"stopping":0}"#.to_owned() }),
+        ("heartbeat".to_owned(), ServerMessage::Heartbeat),
     ];
     all.extend(Code::ALL.into_iter().map(|code| {
         let refusal = Refusal::new(code, "no");
@@ -156,5 +159,6 @@ fn events(unix: Endpoint, tcp: Endpoint) -> Vec<(&'static str, Event)> {
         ("failed", Event::Failed { refusal: full_refusal() }),
         ("draining", Event::Draining),
         ("stopped", Event::Stopped),
+        ("resumable", Event::Resumable),
     ]
 }

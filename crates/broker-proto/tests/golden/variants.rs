@@ -23,13 +23,13 @@ macro_rules! variants {
 }
 
 variants!(client, CLIENT, ClientMessage { Hello, Release, Ping, Admin });
-variants!(server, SERVER, ServerMessage { Negotiated, Refused, Progress, Event, GoAway, Pong, AdminReply });
-variants!(admin, ADMIN, AdminRequest { Status, Services, Start, Stop, Restart, Drain, Logs, Reload, Shutdown });
+variants!(server, SERVER, ServerMessage { Negotiated, Refused, Progress, Event, GoAway, Pong, AdminReply, Heartbeat });
+variants!(admin, ADMIN, AdminRequest { Status, Services, Start, Stop, Restart, Drain, Logs, Reload, Shutdown, Events });
 variants!(delivery, DELIVERY, Delivery { Endpoint, Connected });
 variants!(endpoint, ENDPOINT, Endpoint { Unix, Tcp });
 variants!(state, STATE, State { Inactive, Starting, Ready, Backoff, Failed, Stopping });
 variants!(exit, EXIT, Exit { Code, Signal, Unknown });
-variants!(event, EVENT, Event { Exited, Restarting, Ready, Failed, Draining, Stopped });
+variants!(event, EVENT, Event { Exited, Restarting, Ready, Failed, Draining, Stopped, Resumable });
 variants!(reconnect, RECONNECT, Reconnect { After, Never });
 variants!(
     code,
@@ -63,6 +63,10 @@ const OPTIONS: &[&str] = &[
     "status: None",
     "retry_after_ms: Some",
     "retry_after_ms: None",
+    "after: Some",
+    "after: None",
+    "wait_ms: Some",
+    "wait_ms: None",
     "evidence: full",
     "evidence: empty",
 ];
@@ -80,7 +84,13 @@ pub(crate) fn of_client(message: &ClientMessage, seen: &mut Seen) {
             seen.insert(if hello.deadline_ms.is_some() { "deadline_ms: Some" } else { "deadline_ms: None" });
             seen.insert(if hello.found_dead.is_some() { "found_dead: Some" } else { "found_dead: None" });
         }
-        ClientMessage::Admin { request, .. } => admin(request, seen),
+        ClientMessage::Admin { request, .. } => {
+            admin(request, seen);
+            if let AdminRequest::Events { after, wait_ms, .. } = request {
+                seen.insert(if after.is_some() { "after: Some" } else { "after: None" });
+                seen.insert(if wait_ms.is_some() { "wait_ms: Some" } else { "wait_ms: None" });
+            }
+        }
         ClientMessage::Release { .. } | ClientMessage::Ping { .. } => {}
     }
 }
@@ -103,11 +113,11 @@ pub(crate) fn of_server(message: &ServerMessage, seen: &mut Seen) {
                 Event::Exited { exit: how, .. } => exit(how, seen),
                 Event::Ready { endpoint: place, .. } => endpoint(place, seen),
                 Event::Failed { refusal } => of_refusal(refusal, seen),
-                Event::Restarting { .. } | Event::Draining | Event::Stopped => {}
+                Event::Restarting { .. } | Event::Draining | Event::Stopped | Event::Resumable => {}
             }
         }
         ServerMessage::GoAway { reconnect: advice } => reconnect(advice, seen),
-        ServerMessage::Pong { .. } | ServerMessage::AdminReply { .. } => {}
+        ServerMessage::Pong { .. } | ServerMessage::AdminReply { .. } | ServerMessage::Heartbeat => {}
     }
 }
 

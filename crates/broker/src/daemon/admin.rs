@@ -93,6 +93,10 @@ impl Driver {
             }
             AdminRequest::Drain { selection } => self.drain(&selection)?,
             AdminRequest::Logs { selection } => return self.logs(session.id, request_id, &selection),
+            AdminRequest::Events { .. } => {
+                let reason = "this broker keeps no record of events";
+                return Err(Box::new(Refusal::new(Code::Malformed, reason)));
+            }
             AdminRequest::Reload => return self.reload(Some((session.id, request_id))),
             AdminRequest::Shutdown => {
                 let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
