@@ -1,45 +1,45 @@
-//! The client: finds the broker, opens one session, and makes requests on it.
+//! The client: makes requests on a session with the broker.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use broker_proto::{AdminRequest, ClientInfo, ClientMessage, RequestId};
+use broker_proto::{AdminRequest, ClientInfo, RequestId};
 
-use crate::dial::{candidate_sockets, dial, is_local_fault};
+use crate::builder::Builder;
 use crate::error::Error;
 use crate::events::Events;
 use crate::held::Held;
-use crate::in_flight::Kind;
 use crate::pending::{Pending, Terms};
 use crate::request::Request;
-use crate::session::{self, Answer, Handle};
+use crate::session::{Answer, Ask, Handle};
 use crate::stream::BackendStream;
 
-/// How long dialling may take unless [`Builder::connect_timeout`] says otherwise.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A session with the broker. Clones share it; it ends when the last clone, request and hold is gone, or when the
-/// broker ends it.
+/// A session with the broker, which heals itself: when the connection breaks it is made again, what is held is taken
+/// again, and requests that wait go on waiting.
 ///
-/// Requests may be made from many tasks at once; answers arrive in whatever order the backends become ready.
+/// Clones share the session; it ends when the last clone, request and hold is gone, at [`shutdown`](Self::shutdown), or
+/// when the broker cannot be reached any more. Requests may be made from many tasks at once; answers arrive in whatever
+/// order the backends become ready.
 ///
-/// ```no_run
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doctest.rs"));
+/// # async fn example(client: broker_client::Client) -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
 /// use broker_client::{Client, Request};
 /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
 ///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let _ = || async {
 /// let client = Client::connect().await?;
+/// # Ok::<(), broker_client::Error>(()) };
 ///
 /// // In one call: start redis if it does not run, and connect to it.
 /// let mut redis = client.connect_backend("redis", "^7").await?;
 /// redis.write_all(b"PING\r\n").await?;
 /// let mut answer = [0; 7];
 /// redis.read_exact(&mut answer).await?;
+/// assert_eq!(&answer, b"+PONG\r\n");
 ///
 /// // Step by step: look at the progress, hold the backend, connect as often as needed.
 /// let mut pending = client.resolve(Request::new("redis").version("^7").deadline(Duration::from_secs(20)));
@@ -52,6 +52,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// # drop(stream);
 /// # Ok(())
 /// # }
+/// # fn main() { with_broker(example) }
 /// ```
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -63,9 +64,15 @@ struct Shared {
     handle: Arc<Handle>,
     /// 0 is the broker's own.
     last_request_id: AtomicU64,
-    info: ClientInfo,
-    socket: PathBuf,
-    connect_timeout: Duration,
+    settings: Settings,
+}
+
+/// What requests go by unless they say otherwise.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) info: ClientInfo,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) deadline: Option<Duration>,
 }
 
 impl Client {
@@ -77,45 +84,54 @@ impl Client {
         Self::builder().connect().await
     }
 
-    /// Settings for a connection: by default the sockets of [`candidate_sockets`], the name of this program, 5 seconds.
+    /// Settings for a session: by default the sockets of [`candidate_sockets`](crate::candidate_sockets), the name of
+    /// this program, and reconnecting as [`ReconnectConfig::default`](crate::ReconnectConfig) says.
     pub fn builder() -> Builder {
-        Builder { socket: None, info: default_info(), connect_timeout: CONNECT_TIMEOUT }
+        Builder::new()
+    }
+
+    pub(crate) fn new(handle: Handle, settings: Settings) -> Self {
+        let shared = Shared { handle: Arc::new(handle), last_request_id: AtomicU64::new(0), settings };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Asks for a backend, which is started if it does not run, and holds it from the answer on.
     pub fn resolve(&self, request: Request) -> Pending<Held> {
         let request_id = self.next_request_id();
-        let message = ClientMessage::Hello(request.hello(request_id, self.shared.info.clone()));
+        let deadline = request.waits_at_most().or(self.shared.settings.deadline);
+        let ask = Ask::Hello {
+            hello: request.hello(request_id, self.shared.settings.info.clone()),
+            due: deadline.and_then(|deadline| Instant::now().checked_add(deadline)),
+        };
         let client = self.clone();
         let terms = Terms {
-            kind: Kind::Hello,
-            deadline: request.waits_at_most(),
+            deadline,
             what: request.describe(),
             finish: Box::new(move |answer, hold| match answer {
-                Answer::Backend { negotiated, descriptor } => {
-                    Some(Held::new(negotiated, descriptor, request, hold, client))
+                Answer::Backend { standing, descriptor } => {
+                    Some(Held::new(standing, descriptor, request, hold, client))
                 }
                 Answer::Document(_) => None,
             }),
         };
-        Pending::new(Arc::clone(&self.shared.handle), request_id, message, terms)
+        Pending::new(Arc::clone(&self.shared.handle), request_id, ask, terms)
     }
 
     /// Gives an operator's order or asks for a report; the answer is a JSON document. For root and the broker's own
     /// user.
+    ///
+    /// Reports are asked for again if the connection breaks; an order that was on its way then fails with
+    /// [`Error::Disconnected`], since it may have been carried out.
     pub fn admin(&self, request: AdminRequest) -> Pending<String> {
-        let request_id = self.next_request_id();
         let terms = Terms {
-            kind: Kind::Admin,
-            deadline: deadline_of(&request),
+            deadline: deadline_of(&request).or(self.shared.settings.deadline),
             what: "the broker's answer to an operator's order".to_owned(),
             finish: Box::new(|answer, _| match answer {
                 Answer::Document(json) => Some(json),
                 Answer::Backend { .. } => None,
             }),
         };
-        let message = ClientMessage::Admin { request_id, request };
-        Pending::new(Arc::clone(&self.shared.handle), request_id, message, terms)
+        Pending::new(Arc::clone(&self.shared.handle), self.next_request_id(), Ask::Admin(request), terms)
     }
 
     /// Connects to a backend of the default instance, which is started if it does not run.
@@ -132,98 +148,41 @@ impl Client {
         Events::new(self.shared.handle.subscribe())
     }
 
-    /// Waits until the broker's side of the session has ended.
-    pub async fn closed(&self) {
+    /// Whether there is a connection just now. Requests may be made in any case, and wait for one.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.shared.handle.is_connected()
+    }
+
+    /// Ends the session for every clone, hold and request, at once, and waits until it is over. What waits fails with
+    /// [`Error::ShutDown`].
+    pub async fn shutdown(&self) {
+        self.shared.handle.shut_down();
         self.shared.handle.ended().await;
+    }
+
+    /// Waits until the session is over for good, and says why.
+    pub async fn closed(&self) -> Error {
+        self.shared.handle.ended().await
     }
 
     /// The socket at which the broker was found.
     #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.shared.socket
+    pub fn socket(&self) -> PathBuf {
+        self.shared.handle.socket()
+    }
+
+    pub(crate) async fn connected(&self) -> Result<(), Error> {
+        self.shared.handle.connected().await
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {
-        self.shared.connect_timeout
+        self.shared.settings.connect_timeout
     }
 
     fn next_request_id(&self) -> RequestId {
         self.shared.last_request_id.fetch_add(1, Ordering::Relaxed) + 1
     }
-}
-
-/// Settings of a connection, made by [`Client::builder`].
-#[derive(Debug, Clone)]
-#[must_use = "settings alone connect to nothing"]
-pub struct Builder {
-    socket: Option<PathBuf>,
-    info: ClientInfo,
-    connect_timeout: Duration,
-}
-
-impl Builder {
-    /// Dials this socket and no other.
-    pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
-        self.socket = Some(path.into());
-        self
-    }
-
-    /// Who this client is, in the broker's log and `status`.
-    pub fn client_name(mut self, name: impl Into<String>, version: impl Into<String>) -> Self {
-        self.info = ClientInfo { name: name.into(), version: version.into() };
-        self
-    }
-
-    /// How long to wait at a socket whose listener is busy, and at a backend's endpoint.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-
-    /// Connects. Only dials: protocol versions are agreed on with the first request, at no cost of a round trip.
-    ///
-    /// # Errors
-    /// [`Error::NoBroker`] if nobody listens at any of the sockets, [`Error::PermissionDenied`] if this user may not
-    /// connect to one and nobody listens at the others, [`Error::Timeout`] if a listener stays busy.
-    pub async fn connect(self) -> Result<Client, Error> {
-        let candidates = self.socket.map_or_else(candidate_sockets, |socket| vec![socket]);
-        let mut tried = Vec::new();
-        let mut denied = None;
-        for socket in candidates {
-            match dial(&socket, self.connect_timeout).await {
-                Ok(stream) => {
-                    let shared = Shared {
-                        handle: Arc::new(session::start(stream)),
-                        last_request_id: AtomicU64::new(0),
-                        info: self.info,
-                        socket,
-                        connect_timeout: self.connect_timeout,
-                    };
-                    return Ok(Client { shared: Arc::new(shared) });
-                }
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    let what = format!("connecting to the broker at `{}`", socket.display());
-                    return Err(Error::Timeout { what, after: self.connect_timeout });
-                }
-                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                    denied = denied.or(Some(Error::PermissionDenied { path: socket, source }));
-                }
-                Err(source) if is_local_fault(&source) => return Err(Error::Io { action: "dial the broker", source }),
-                Err(error) => tried.push((socket, error)),
-            }
-        }
-        Err(denied.unwrap_or(Error::NoBroker { tried }))
-    }
-}
-
-/// The program's file name; its version is not known here.
-fn default_info() -> ClientInfo {
-    let program = std::env::args_os().next().map(PathBuf::from);
-    let name = program
-        .as_deref()
-        .and_then(Path::file_name)
-        .map_or_else(|| env!("CARGO_PKG_NAME").to_owned(), |name| name.to_string_lossy().into_owned());
-    ClientInfo { name, version: String::new() }
 }
 
 fn deadline_of(request: &AdminRequest) -> Option<Duration> {

@@ -42,6 +42,11 @@ pub(crate) async fn dial(path: &Path, timeout: Duration) -> io::Result<UnixStrea
     }
 }
 
+/// Whether the kernel says that nobody listens there.
+pub(crate) fn nobody_listens(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+}
+
 /// Whether the error is this process's own and no other socket would do better.
 pub(crate) fn is_local_fault(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);

@@ -4,11 +4,27 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker_proto::{CodecError, Endpoint, FrameError, Reconnect, Refusal, RequestId};
 
+use crate::autostart::AutostartError;
+
 /// Why a request or a connection failed.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use broker_client::{Client, Error};
+///
+/// match Client::builder().socket("/nowhere/broker.sock").connect().await {
+///     Ok(client) => println!("found at {}", client.socket().display()),
+///     Err(Error::NoBroker { tried }) => println!("nobody at {}", tried[0].0.display()),
+///     Err(Error::Refused(refusal)) if !refusal.code.is_fatal() => println!("again in {:?} ms", refusal.retry_after_ms),
+///     Err(error) => println!("{error}"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -30,14 +46,43 @@ pub enum Error {
     /// The broker said No; the refusal says why, and when to ask again.
     #[error("refused: {0}")]
     Refused(Box<Refusal>),
-    /// The session ended before the answer: connect again.
+    /// The connection ended before the answer, and the session does not reconnect, or the request is an order that may
+    /// have been carried out already.
     #[error("the broker closed the connection")]
     Disconnected {
         /// What the kernel said; `None` when the broker closed cleanly.
         #[source]
         source: Option<Arc<io::Error>>,
     },
-    /// The broker is going and takes no new request on this session.
+    /// Nothing was heard of the broker for as long as it may be silent, and the session does not reconnect.
+    #[error("the broker was silent for {after:?}")]
+    Silent {
+        /// The limit.
+        after: Duration,
+    },
+    /// The broker could not be reached again, so often that the session gave up.
+    #[error("the session with the broker is given up after {attempts} attempts in a row that failed")]
+    Exhausted {
+        /// How often ([`ReconnectConfig::max_attempts`](crate::ReconnectConfig::max_attempts)).
+        attempts: u32,
+        /// Why the last one failed.
+        #[source]
+        last: Arc<Error>,
+    },
+    /// The broker accepted and closed, again and again, without ever serving: it is there, and does not want this
+    /// client, or something that is no broker listens in its place.
+    #[error("the broker closed the connection cleanly {attempts} times in a row before it served anything")]
+    CleanCloses {
+        /// How often ([`ReconnectConfig::max_attempts`](crate::ReconnectConfig::max_attempts)).
+        attempts: u32,
+    },
+    /// This program has ended the session ([`Client::shutdown`](crate::Client::shutdown)).
+    #[error("this program has ended the session with the broker")]
+    ShutDown,
+    /// No broker runs, and none could be started.
+    #[error("no broker answers, and none could be started")]
+    Autostart(#[source] AutostartError),
+    /// The broker goes for good, or is going while the session does not reconnect.
     #[error("the broker is going away: {}", Advice(*.0))]
     GoingAway(Reconnect),
     /// A limit that the caller set was reached first.
@@ -116,19 +161,46 @@ pub enum ProtocolError {
     DescriptorsLost,
 }
 
-/// Why a session is over, for everyone who asks later.
+/// Why a connection or a session is over, for everyone who asks later.
 #[derive(Debug, Clone)]
 pub(crate) enum End {
     /// The broker closed.
     Closed,
     /// The kernel reported a fault.
     Lost(Arc<io::Error>),
+    /// The broker was silent for that long, and heard last then.
+    Silent { after: Duration, heard: Instant },
     /// The broker announced that it goes, then closed.
     GoneAway(Reconnect),
     /// The broker refused the session as a whole.
     Refused(Box<Refusal>),
     /// The peer broke the protocol.
     Protocol(ProtocolError),
+    /// There was no connection to begin with.
+    Dial(Arc<Error>),
+    /// The budget of attempts is spent.
+    Exhausted { attempts: u32, last: Arc<Error> },
+    /// The same, by clean closes alone.
+    CleanCloses { attempts: u32 },
+    /// This side has ended it.
+    Unwanted,
+}
+
+impl End {
+    /// The end that follows from this one when the attempts are spent.
+    pub(crate) fn after_attempts(self, attempts: u32) -> Self {
+        let last = match self {
+            Self::Dial(error) => error,
+            end => Arc::new(end.into()),
+        };
+        Self::Exhausted { attempts, last }
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(Arc::new(error))
+    }
 }
 
 impl From<End> for Error {
@@ -136,9 +208,14 @@ impl From<End> for Error {
         match end {
             End::Closed => Self::Disconnected { source: None },
             End::Lost(source) => Self::Disconnected { source: Some(source) },
+            End::Silent { after, .. } => Self::Silent { after },
             End::GoneAway(reconnect) => Self::GoingAway(reconnect),
             End::Refused(refusal) => Self::Refused(refusal),
             End::Protocol(error) => Self::Protocol(error),
+            End::Dial(last) => Self::Exhausted { attempts: 1, last },
+            End::Exhausted { attempts, last } => Self::Exhausted { attempts, last },
+            End::CleanCloses { attempts } => Self::CleanCloses { attempts },
+            End::Unwanted => Self::ShutDown,
         }
     }
 }

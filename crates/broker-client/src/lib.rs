@@ -1,33 +1,45 @@
 //! Client library of the process broker: ask for a service, get a backend that runs.
 //!
-//! A [`Client`] is one session with the broker. [`Client::resolve`] asks for a backend and yields a [`Held`], which
-//! keeps it running; [`Held::connect`] yields a [`BackendStream`], whose bytes go to the backend directly.
-//! [`Client::connect_backend`] does both. See [`Client`] for an example.
+//! A [`Client`] is a session with the broker. [`Client::resolve`] asks for a backend and yields a [`Held`], which keeps it
+//! running; [`Held::connect`] yields a [`BackendStream`], whose bytes go to the backend directly.
+//! [`Client::connect_backend`] does both. See [`Client`] for an example, and [`blocking`] for programs without an
+//! asynchronous runtime.
+//!
+//! A session heals itself, as [`ReconnectConfig`] says: when the connection to the broker breaks it is made again, what
+//! is held is asked for again, and requests go on waiting within their deadlines. [`Client::events`] tells of it. A
+//! broker that is silent for too long counts as gone, and [`Autostart`] starts one where none runs.
 //!
 //! The broker's refusals arrive as [`Error::Refused`]; their [`Code`](broker_proto::Code) knows whether asking again
-//! can help. The library never starts a process and never reads a clock for anything but the limits that its caller
-//! sets.
+//! can help. The machines inside (what to send again, when to dial again, whether the broker lives) are told the time and
+//! touch no socket; one task drives them.
 
 #![deny(unsafe_code)]
 
+mod autostart;
+pub mod blocking;
+mod builder;
 mod client;
 mod dial;
+mod dialler;
 mod error;
 mod events;
 mod held;
-mod in_flight;
 mod pending;
+mod reconnect;
 mod request;
 mod session;
 mod stream;
 mod wire;
 
-pub use client::{Builder, Client};
+pub use autostart::{Autostart, AutostartError};
+pub use builder::Builder;
+pub use client::Client;
 pub use dial::candidate_sockets;
 pub use error::{Error, ProtocolError};
 pub use events::{Events, SessionEvent};
 pub use held::Held;
 pub use pending::Pending;
+pub use reconnect::{InvalidReconnectConfig, ReconnectConfig};
 pub use request::Request;
 pub use stream::{BackendStream, ReadHalf, WriteHalf};
 

@@ -6,13 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker_proto::{ClientMessage, Progress, RequestId};
+use broker_proto::{Progress, RequestId};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, ProtocolError};
-use crate::in_flight::Kind;
-use crate::session::{self, Answer, Command, Handle, Hold, Waiter};
+use crate::session::{self, Answer, Ask, Command, Handle, Hold, Waiter};
 
 /// How much longer than the deadline that it was told the broker may take: its refusal says more than a local timeout.
 const GRACE: Duration = Duration::from_secs(1);
@@ -21,6 +20,23 @@ const GRACE: Duration = Duration::from_secs(1);
 ///
 /// The request is under way already, unless 64 others wait to be sent; then it goes out as soon as this is awaited.
 /// Dropping it gives the request up, and the broker is told.
+///
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doctest.rs"));
+/// # async fn example(client: broker_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use broker_client::Request;
+///
+/// let mut pending = client.resolve(Request::new("redis").deadline(Duration::from_secs(20)));
+/// while let Some(progress) = pending.progress().await {
+///     eprintln!("{} is {}", progress.version, progress.state);
+/// }
+/// let held = pending.await?;
+/// # drop(held);
+/// # Ok(())
+/// # }
+/// # fn main() { with_broker(example) }
+/// ```
 #[must_use = "a request that nobody waits for is given up"]
 pub struct Pending<T> {
     unsent: Option<Command>,
@@ -41,9 +57,8 @@ struct Limit {
     what: String,
 }
 
-/// What a request is made of besides its message.
+/// What becomes of a request.
 pub(crate) struct Terms<T> {
-    pub(crate) kind: Kind,
     pub(crate) deadline: Option<Duration>,
     /// What a timeout names.
     pub(crate) what: String,
@@ -52,9 +67,9 @@ pub(crate) struct Terms<T> {
 }
 
 impl<T> Pending<T> {
-    pub(crate) fn new(handle: Arc<Handle>, request_id: RequestId, message: ClientMessage, terms: Terms<T>) -> Self {
+    pub(crate) fn new(handle: Arc<Handle>, request_id: RequestId, ask: Ask, terms: Terms<T>) -> Self {
         let (reply, waiter) = session::reply();
-        let command = Command { request_id, kind: terms.kind, message, reply };
+        let command = Command { request_id, ask, reply };
         let unsent = match handle.commands().try_send(command) {
             Ok(()) => None,
             Err(TrySendError::Full(command) | TrySendError::Closed(command)) => Some(command),

@@ -82,6 +82,10 @@ impl Request {
         self.deadline
     }
 
+    pub(crate) fn wants_connected(&self) -> bool {
+        self.delivery == Delivery::Connected
+    }
+
     pub(crate) fn describe(&self) -> String {
         format!("the broker's answer for `{}@{}/{}`", self.service, self.version_requirement, self.instance)
     }
@@ -93,27 +97,10 @@ impl Request {
             service: self.service.clone(),
             version_requirement: self.version_requirement.clone(),
             client,
-            deadline_ms: self.deadline.map(milliseconds),
+            // Counted from when it is sent, which is not yet.
+            deadline_ms: None,
             delivery: self.delivery,
             found_dead: self.found_dead,
         }
-    }
-}
-
-/// A wait that is not zero stays one: half a millisecond is told as 1, for 0 has passed already.
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_deadline_is_sent_in_whole_milliseconds_rounded_up() {
-        assert_eq!(milliseconds(Duration::ZERO), 0);
-        assert_eq!(milliseconds(Duration::from_micros(500)), 1);
-        assert_eq!(milliseconds(Duration::from_millis(20)), 20);
-        assert_eq!(milliseconds(Duration::MAX), u64::MAX);
     }
 }

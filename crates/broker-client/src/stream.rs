@@ -14,6 +14,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
+use crate::blocking::stream as blocking;
 use crate::dial::dial;
 use crate::held::Held;
 
@@ -57,6 +58,22 @@ impl Socket {
 }
 
 /// A connected stream to a backend, which it holds: the backend is not idle-stopped before it is dropped.
+///
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doctest.rs"));
+/// # async fn example(client: broker_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// let (mut answers, mut questions) = client.connect_backend("redis", "^7").await?.into_split();
+/// questions.write_all(b"PING\r\n").await?;
+/// questions.shutdown().await?; // A half-close: redis reads the end, and still answers.
+/// let mut answer = String::new();
+/// answers.read_to_string(&mut answer).await?;
+/// assert_eq!(answer, "+PONG\r\n");
+/// # Ok(())
+/// # }
+/// # fn main() { with_broker(example) }
+/// ```
 #[derive(Debug)]
 pub struct BackendStream {
     socket: Socket,
@@ -72,6 +89,24 @@ impl BackendStream {
     #[must_use]
     pub fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// The socket in blocking mode, and what holds the backend.
+    pub(crate) fn into_std(self) -> io::Result<(blocking::Socket, Held)> {
+        let Self { socket, held } = self;
+        let socket = match socket {
+            Socket::Unix(stream) => {
+                let stream = stream.into_std()?;
+                stream.set_nonblocking(false)?;
+                blocking::Socket::Unix(stream)
+            }
+            Socket::Tcp(stream) => {
+                let stream = stream.into_std()?;
+                stream.set_nonblocking(false)?;
+                blocking::Socket::Tcp(stream)
+            }
+        };
+        Ok((socket, held))
     }
 
     /// Splits into halves that can live in different tasks. Shutting the write half down, or dropping it, is a

@@ -81,6 +81,16 @@ impl Wire {
         !matches!(self.greeting, Greeting::Sent { .. }) && self.unsent() < OUTPUT_SOFT_MAX
     }
 
+    /// Whether a message has begun and is not whole.
+    pub(crate) fn is_midway(&self) -> bool {
+        self.input.is_midway()
+    }
+
+    /// Whether the two sides have agreed on a version.
+    pub(crate) fn is_greeted(&self) -> bool {
+        matches!(self.greeting, Greeting::Heard | Greeting::Done)
+    }
+
     /// Queues a message; [`flush`](Self::flush) sends it. The first one takes the preamble with it.
     pub(crate) fn send(&mut self, message: &ClientMessage) -> Result<(), CodecError> {
         if !matches!(self.greeting, Greeting::Silent | Greeting::Heard) {
@@ -144,6 +154,8 @@ impl Wire {
             Ok(Some(read)) => read,
             Ok(None) => return Err(End::Protocol(ProtocolError::DescriptorsLost)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::Nothing),
+            // A peer that closes while something of ours is unread closes all the same.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !self.input.is_midway() => (0, Vec::new()),
             Err(error) => return Err(End::Lost(Arc::new(error))),
         };
         if count == 0 && self.input.is_midway() {

@@ -19,7 +19,7 @@ trials![
     a_pending_request_tells_its_progress_and_ends_by_its_deadline,
     a_refusal_is_typed,
     events_tell_of_restarts_and_stops,
-    a_session_ends_with_its_broker,
+    a_session_that_does_not_reconnect_ends_with_its_broker,
 ];
 
 /// Runs the future here and the session's tasks in a thread of their own, so that a test may block between its steps.
@@ -163,10 +163,10 @@ fn events_tell_of_restarts_and_stops() {
     });
 }
 
-fn a_session_ends_with_its_broker() {
+fn a_session_that_does_not_reconnect_ends_with_its_broker() {
     let mut broker = Broker::start(&[&Service::fake("x", &[])]);
     block_on(async {
-        let client = client(&broker).await;
+        let client = Client::builder().socket(broker.socket()).no_reconnect().connect().await.expect("it accepts");
         let _held = client.resolve(Request::new("x")).await.expect("ready");
         broker.signal(nix::sys::signal::Signal::SIGTERM);
         client.closed().await;

@@ -70,6 +70,44 @@ async fn a_second_connection_of_a_delivered_backend_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_delivered_socket_that_ended_before_its_use_is_replaced_once() {
+    let broker = Broker::new();
+    let (client, mut peer) = broker.session().await;
+    let pending = client.resolve(Request::new("one").connected());
+    peer.greet().await;
+    let id = peer.hello().await.request_id;
+    let ((far, near), (far_again, near_again)) = (pair(), pair());
+    peer.say_with(delivered(id), near);
+    let held = soon(pending).await.expect("granted");
+    drop((far, far_again));
+    let (stream, ()) = tokio::join!(held.connect(), async {
+        let hello = peer.hello().await;
+        assert_eq!(hello.delivery, Delivery::Connected);
+        peer.say_with(delivered(hello.request_id), near_again);
+    });
+    let mut stream = stream.expect("a backend that closes at once is the caller's to judge");
+    assert_eq!(soon(stream.read(&mut [0])).await.expect("read"), 0);
+}
+
+#[tokio::test]
+async fn a_last_word_in_a_delivered_socket_is_not_lost() {
+    let broker = Broker::new();
+    let (client, mut peer) = broker.session().await;
+    let pending = client.resolve(Request::new("one").connected());
+    peer.greet().await;
+    let id = peer.hello().await.request_id;
+    let (mut far, near) = pair();
+    peer.say_with(delivered(id), near);
+    let held = soon(pending).await.expect("granted");
+    soon(far.write_all(b"bye")).await.expect("written");
+    drop(far);
+    let mut stream = soon(held.connect()).await.expect("connected");
+    let mut heard = Vec::new();
+    soon(stream.read_to_end(&mut heard)).await.expect("read");
+    assert_eq!(heard, b"bye");
+}
+
+#[tokio::test]
 async fn an_announced_socket_that_does_not_come_is_a_protocol_error() {
     let broker = Broker::new();
     let (client, mut peer) = broker.session().await;

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use broker_client::{Client, Error};
+use broker_client::{Builder, Client, Error};
 use broker_proto::{
-    ClientMessage, Endpoint, FRAME_MAX, Hello, Negotiated, Preamble, Progress, Reassembler, RequestId, ServerMessage,
-    State, decode, encode_frame,
+    ClientMessage, Endpoint, FRAME_MAX, Hello, Negotiated, Preamble, Progress, Reassembler, Reconnect, Refusal,
+    RequestId, ServerMessage, State, decode, encode_frame,
 };
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tempfile::TempDir;
@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 /// Far more than anything here takes; it only turns a hang into a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits, but not for ever.
 pub(crate) async fn soon<T>(work: impl IntoFuture<Output = T>) -> T {
@@ -39,14 +39,36 @@ impl Broker {
         self.directory.path().join(name)
     }
 
+    /// Takes the socket away, as a broker that is gone.
+    pub(crate) fn leave(self) -> TempDir {
+        std::fs::remove_file(self.path("broker.sock")).expect("the socket is there");
+        self.directory
+    }
+
+    /// Settings for a session with this broker, which ends with its first connection.
+    pub(crate) fn builder(&self) -> Builder {
+        Client::builder().socket(self.path("broker.sock")).client_name("test", "1.0.0").no_reconnect()
+    }
+
     pub(crate) async fn client(&self) -> Client {
-        let builder = Client::builder().socket(self.path("broker.sock")).client_name("test", "1.0.0");
-        soon(builder.connect()).await.expect("the fake broker listens")
+        soon(self.builder().connect()).await.expect("the fake broker listens")
+    }
+
+    /// Whether nobody is about to connect.
+    pub(crate) fn is_idle(&self) -> bool {
+        nix::sys::socket::accept(self.listener.as_raw_fd()) == Err(nix::errno::Errno::EAGAIN)
     }
 
     pub(crate) async fn accept(&self) -> Peer {
         let (stream, _) = soon(self.listener.accept()).await.expect("accepted");
         Peer { stream, input: Reassembler::default() }
+    }
+
+    /// The next connection, once the two sides have agreed on the version.
+    pub(crate) async fn greeted(&self) -> Peer {
+        let mut peer = self.accept().await;
+        peer.greet().await;
+        peer
     }
 
     /// A connected client, and the broker's side of it. The broker greets when the client has.
@@ -77,8 +99,18 @@ impl Peer {
         }
     }
 
-    /// The next message; `None` when the client has closed.
+    /// The next message that is no Ping; those are answered. `None` when the client has closed.
     pub(crate) async fn hear(&mut self) -> Option<ClientMessage> {
+        loop {
+            match self.hear_any().await {
+                Some(ClientMessage::Ping { nonce }) => self.say(ServerMessage::Pong { nonce }).await,
+                other => return other,
+            }
+        }
+    }
+
+    /// The next message; `None` when the client has closed.
+    pub(crate) async fn hear_any(&mut self) -> Option<ClientMessage> {
         loop {
             if let Some(body) = self.input.frame(FRAME_MAX).expect("a frame") {
                 return Some(decode(body).expect("a message"));
@@ -94,6 +126,26 @@ impl Peer {
             Some(ClientMessage::Hello(hello)) => hello,
             other => panic!("no hello but {other:?}"),
         }
+    }
+
+    /// Speaks before the client has.
+    pub(crate) async fn greet_unasked(&mut self) {
+        self.raw(&Preamble::writing(1).to_bytes()).await;
+    }
+
+    /// Grants a Hello, as that process.
+    pub(crate) async fn grant(&mut self, hello: &Hello, pid: u32) {
+        let Hello { request_id, instance, service, .. } = hello.clone();
+        let granted = Negotiated { instance, service, pid: Some(pid), ..backend(request_id) };
+        self.say(ServerMessage::Negotiated(granted)).await;
+    }
+
+    pub(crate) async fn refuse(&mut self, request_id: RequestId, refusal: Refusal) {
+        self.say(ServerMessage::Refused { request_id, refusal }).await;
+    }
+
+    pub(crate) async fn go_away(&mut self, reconnect: Reconnect) {
+        self.say(ServerMessage::GoAway { reconnect }).await;
     }
 
     pub(crate) async fn say(&mut self, message: ServerMessage) {

@@ -127,7 +127,7 @@ async fn follow(session: &Session<'_>, selections: &[Selection], mut sources: Ve
         let created = tokio::select! {
             created = watch.changed() => created,
             _ = ask_again.tick() => true,
-            () = session.client.closed() => {
+            _ = session.client.closed() => {
                 sources.iter_mut().try_for_each(Source::end)?;
                 return Err(Failure::told(UNAVAILABLE, "the broker is gone"));
             }

@@ -9,5 +9,5 @@ pub(super) async fn run(console: &Console, global: &Global, wanted: &Wanted) -> 
     let session = Session::open(console, global).await?;
     let held = session.resolve(wanted).await?;
     let negotiated = held.negotiated();
-    if console.json { console.document(&ready_backend(negotiated)) } else { console.line(&negotiated.endpoint) }
+    if console.json { console.document(&ready_backend(&negotiated)) } else { console.line(&negotiated.endpoint) }
 }

@@ -27,7 +27,7 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub(super) async fn open(console: &'a Console, global: &Global) -> Result<Self, Failure> {
-        let mut builder = Client::builder().client_name("brokerctl", env!("CARGO_PKG_VERSION"));
+        let mut builder = Client::builder().client_name("brokerctl", env!("CARGO_PKG_VERSION")).no_reconnect();
         if let Some(path) = &global.socket {
             builder = builder.socket(path);
         }
