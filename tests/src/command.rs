@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,9 @@ use serde_json::Value;
 use crate::wait::BOUND;
 
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// Bytes of one read.
+const CHUNK: usize = 16 << 10;
 
 /// What a command printed, and how it ended.
 #[derive(Debug)]
@@ -82,8 +86,15 @@ impl Output {
 pub struct Running {
     child: Child,
     what: String,
-    stdout: Option<JoinHandle<Vec<u8>>>,
-    stderr: Option<JoinHandle<Vec<u8>>>,
+    stdout: Collected,
+    stderr: Collected,
+}
+
+/// What comes out of a pipe, and the thread that reads it to its end.
+#[derive(Debug)]
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Running {
@@ -97,8 +108,8 @@ impl Running {
         let what = format!("{command:?}").replace('"', "");
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run `{what}`: {error}"));
-        let stdout = collect(child.stdout.take());
-        let stderr = collect(child.stderr.take());
+        let stdout = Collected::from(child.stdout.take());
+        let stderr = Collected::from(child.stderr.take());
         Self { child, what, stdout, stderr }
     }
 
@@ -116,6 +127,39 @@ impl Running {
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until what it has written to stderr is so.
+    ///
+    /// # Panics
+    /// It ends before, or does not write that within [`BOUND`].
+    #[track_caller]
+    pub fn wait_stderr(&mut self, what: &str, condition: impl Fn(&str) -> bool) {
+        self.wait_text(|running| &running.stderr, what, condition);
+    }
+
+    /// Waits until what it has written to stdout is so.
+    ///
+    /// # Panics
+    /// It ends before, or does not write that within [`BOUND`].
+    #[track_caller]
+    pub fn wait_stdout(&mut self, what: &str, condition: impl Fn(&str) -> bool) {
+        self.wait_text(|running| &running.stdout, what, condition);
+    }
+
+    #[track_caller]
+    fn wait_text(&mut self, stream: impl Fn(&Self) -> &Collected, what: &str, condition: impl Fn(&str) -> bool) {
+        let began = Instant::now();
+        loop {
+            // In this order: what was written before the end counts.
+            let is_last_look = stream(self).is_complete() || began.elapsed() > BOUND;
+            if condition(&stream(self).text()) {
+                return;
+            }
+            let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
+            assert!(!is_last_look, "`{}` did not say {what}\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.what);
+            thread::sleep(PAUSE);
+        }
     }
 
     /// Sends it a signal.
@@ -150,17 +194,17 @@ impl Running {
                 None if began.elapsed() < BOUND => thread::sleep(PAUSE),
                 None => {
                     let _ = self.child.kill();
-                    let stderr = String::from_utf8_lossy(&taken(self.stderr.take())).into_owned();
+                    let stderr = String::from_utf8_lossy(&self.stderr.taken()).into_owned();
                     panic!("`{}` did not end within {BOUND:?}\n--- stderr\n{stderr}", self.what);
                 }
             }
         };
         let signal = std::os::unix::process::ExitStatusExt::signal(&status);
-        let bytes = taken(self.stdout.take());
+        let bytes = self.stdout.taken();
         Output {
             code: status.code().or(signal.map(|number| 128 + number)).unwrap_or(-1),
             stdout: String::from_utf8_lossy(&bytes).into_owned(),
-            stderr: String::from_utf8_lossy(&taken(self.stderr.take())).into_owned(),
+            stderr: String::from_utf8_lossy(&self.stderr.taken()).into_owned(),
             bytes,
             what: std::mem::take(&mut self.what),
         }
@@ -174,15 +218,36 @@ impl Drop for Running {
     }
 }
 
-fn collect(pipe: Option<impl Read + Send + 'static>) -> Option<JoinHandle<Vec<u8>>> {
-    let mut pipe = pipe?;
-    Some(thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.read_to_end(&mut bytes);
-        bytes
-    }))
-}
+impl Collected {
+    fn from(pipe: Option<impl Read + Send + 'static>) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let reader = pipe.map(|mut pipe| {
+            let bytes = Arc::clone(&bytes);
+            thread::spawn(move || {
+                let mut chunk = [0; CHUNK];
+                while let Ok(count @ 1..) = pipe.read(&mut chunk) {
+                    bytes.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&chunk[..count]);
+                }
+            })
+        });
+        Self { bytes, reader }
+    }
 
-fn taken(reader: Option<JoinHandle<Vec<u8>>>) -> Vec<u8> {
-    reader.and_then(|thread| thread.join().ok()).unwrap_or_default()
+    /// Whether nothing comes any more.
+    fn is_complete(&self) -> bool {
+        self.reader.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// What has come so far.
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// All that comes, once nothing comes any more.
+    fn taken(&mut self) -> Vec<u8> {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }

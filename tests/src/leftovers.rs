@@ -3,10 +3,16 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::signal::kill;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::wait::{BOUND, wait_until};
+
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Whether a process of that number exists and is no zombie.
 #[must_use]
@@ -43,6 +49,29 @@ pub fn processes_mentioning(folder: &Path) -> Vec<(i32, String)> {
             Some((pid, String::from_utf8_lossy(&command).replace('\0', " ")))
         })
         .collect()
+}
+
+/// Ends the processes that name the folder: tells them to, and kills those that do not, whose command
+/// lines are returned.
+///
+/// # Panics
+/// Killed ones remain.
+pub fn end_processes(folder: &Path) -> Vec<String> {
+    let tell = |signal| {
+        let found = processes_mentioning(folder);
+        found.iter().for_each(|(pid, _)| {
+            let _ = kill(Pid::from_raw(*pid), signal);
+        });
+        found
+    };
+    let began = Instant::now();
+    tell(Signal::SIGTERM);
+    while began.elapsed() < BOUND && !processes_mentioning(folder).is_empty() {
+        thread::sleep(PAUSE);
+    }
+    let deaf = tell(Signal::SIGKILL);
+    wait_until("killed processes are gone", || processes_mentioning(folder).is_empty());
+    deaf.into_iter().map(|(_, command)| command).collect()
 }
 
 fn executable(process: &Path) -> Option<PathBuf> {

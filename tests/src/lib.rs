@@ -16,7 +16,7 @@ mod wait;
 pub use broker::Broker;
 pub use command::{Output, Running};
 pub use dial::Connection;
-pub use leftovers::{process_exists, processes_mentioning};
+pub use leftovers::{end_processes, process_exists, processes_mentioning};
 pub use programs::{fake_backend, find_program, sibling};
 pub use service::Service;
 pub use session::{Answer, Session};

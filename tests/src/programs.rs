@@ -12,7 +12,7 @@ pub fn sibling(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the test binary has a path");
     let found = test.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| {
-        panic!("`{name}` is not built beside {}: run `cargo build --workspace` first", test.display())
+        panic!("`{name}` is not built beside {}: run `cargo test --workspace --no-run` first", test.display())
     })
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, IoSliceMut, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Instant;
 
 use broker_proto::{
     AdminRequest, ClientInfo, ClientMessage, Delivery, FRAME_MAX, HIGHEST_VERSION, Hello, Negotiated, Preamble,
@@ -27,6 +28,8 @@ pub struct Session {
     last_id: RequestId,
     /// What arrived and was not asked for: events, progress, drains.
     pub aside: Vec<ServerMessage>,
+    /// The signs of life that arrived. They come at any time, and no other method shows them.
+    pub heartbeats: u32,
 }
 
 impl Session {
@@ -63,7 +66,7 @@ impl Session {
     fn over(stream: UnixStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(BOUND))?;
         let (inbox, passed, aside) = Default::default();
-        Ok(Self { stream, inbox, has_preamble: false, passed, last_id: 0, aside })
+        Ok(Self { stream, inbox, has_preamble: false, passed, last_id: 0, aside, heartbeats: 0 })
     }
 
     /// Sends bytes as they are.
@@ -215,14 +218,41 @@ impl Session {
         }
     }
 
-    /// The next message.
+    /// Waits for so many more signs of life; what else arrives is set aside.
+    ///
+    /// # Panics
+    /// They do not come, or the broker closes the connection first.
+    #[track_caller]
+    pub fn wait_heartbeats(&mut self, count: u32) {
+        let enough = self.heartbeats + count;
+        while self.heartbeats < enough {
+            let message = self.next_message().expect("the broker gives signs of life");
+            match message {
+                ServerMessage::Heartbeat => self.heartbeats += 1,
+                other => self.aside.push(other),
+            }
+        }
+    }
+
+    /// The next message that is no sign of life.
     ///
     /// # Errors
-    /// The broker closed the connection, or said nothing for [`BOUND`].
+    /// The broker closed the connection, or said nothing else for [`BOUND`].
     ///
     /// # Panics
     /// What arrives is not of the protocol.
     pub fn receive(&mut self) -> io::Result<ServerMessage> {
+        let began = Instant::now();
+        loop {
+            match self.next_message()? {
+                ServerMessage::Heartbeat if began.elapsed() > BOUND => return Err(io::ErrorKind::WouldBlock.into()),
+                ServerMessage::Heartbeat => self.heartbeats += 1,
+                message => return Ok(message),
+            }
+        }
+    }
+
+    fn next_message(&mut self) -> io::Result<ServerMessage> {
         loop {
             if !self.has_preamble {
                 self.has_preamble = self.inbox.preamble().expect("the broker's preamble").is_some();

@@ -53,6 +53,7 @@ fn help_names_the_commands_and_the_exit_codes() {
       restart      Stop backends, start them again and wait until they are ready
       drain        Refuse new clients, and stop backends when their last client is gone
       logs         Print what backends wrote to their logs
+      events       Show what happened to backends: starts, crashes, retries, refusals, stops
       check        Check service files; needs no broker
       reload       Have the broker read its service files again
       shutdown     Stop every backend, then the broker, and wait until it is gone
@@ -109,6 +110,16 @@ fn a_commands_help_has_examples() {
     Options:
       -i, --instance <INSTANCE>  The instance, unless the name says it
       -h, --help                 Print help
+
+    Options of the session with the broker:
+          --no-reconnect                    Do not come back when the connection to the broker ends
+          --max-reconnect-delay <DURATION>  The longest pause between two attempts to reconnect, at
+                                            least 100ms [default: 5s]
+          --autostart <WHEN>                When to start a broker if none runs; auto: for ordinary
+                                            users who named no socket [default: auto] [possible values:
+                                            auto, always, never]
+          --idle-exit <DURATION>            When a broker that was started so leaves if nobody uses it
+                                            [default: 10m]
 
     Options of every command:
           --socket <PATH>       The broker's socket [default: $BROKER_SOCKET, else the user's, then the
@@ -215,7 +226,7 @@ fn where_no_broker_runs_the_error_says_how_to_start_one() {
     --- stderr
     brokerctl: error: no broker is running
       tried /no/such/broker.sock: No such file or directory (os error 2)
-      start one with `brokerd` (in the foreground) or `systemctl start brokerd`,
+      start one with `brokerd --detach`, `brokerd` (in the foreground) or `systemctl start brokerd`,
       or name its socket with --socket or BROKER_SOCKET
     ");
     insta::assert_snapshot!(run("resolve redis --json --socket /no/such/broker.sock"), @"
@@ -224,7 +235,7 @@ fn where_no_broker_runs_the_error_says_how_to_start_one() {
     --- stderr
     brokerctl: error: no broker is running
       tried /no/such/broker.sock: No such file or directory (os error 2)
-      start one with `brokerd` (in the foreground) or `systemctl start brokerd`,
+      start one with `brokerd --detach`, `brokerd` (in the foreground) or `systemctl start brokerd`,
       or name its socket with --socket or BROKER_SOCKET
     ");
 }

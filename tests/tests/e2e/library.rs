@@ -23,21 +23,25 @@ trials![
 ];
 
 /// Runs the future here and the session's tasks in a thread of their own, so that a test may block between its steps.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    block_on_steps(async { tokio::time::timeout(broker_tests::BOUND, future).await.expect("an end within the bound") })
+}
+
+/// The same for a future of many steps, each of which has a bound of its own.
+pub(crate) fn block_on_steps<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let handle = runtime.handle().clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let thread = thread::spawn(move || {
         let _ = runtime.block_on(stopped);
     });
-    let bounded = async { tokio::time::timeout(broker_tests::BOUND, future).await.expect("an end within the bound") };
-    let output = handle.block_on(bounded);
+    let output = handle.block_on(future);
     drop(stop);
     thread.join().expect("the session's tasks end well");
     output
 }
 
-async fn client(broker: &Broker) -> Client {
+pub(crate) async fn client(broker: &Broker) -> Client {
     Client::builder().socket(broker.socket()).client_name("e2e", "1.0.0").connect().await.expect("the broker accepts")
 }
 

@@ -12,9 +12,13 @@ use std::time::Duration;
 
 pub(crate) use paths::{NoDefault, Surroundings};
 use settings::Settings;
+use toml::de::DeValue;
 
 use crate::services::values::SOCKET_PATH_MAX;
 use crate::services::{self, Problem};
+
+/// Where a broker in the background logs, in its state folder.
+const LOG_FOLDER: &str = "log";
 
 /// What the command line says. Relative paths are taken from the current directory.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +30,9 @@ pub(crate) struct Options {
     pub(crate) services: Vec<PathBuf>,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) log_format: Option<LogFormat>,
+    pub(crate) idle_exit: Option<IdleExit>,
+    /// The broker goes into the background, where it has no stderr.
+    pub(crate) detach: bool,
 }
 
 /// How the broker runs. All paths are absolute.
@@ -41,8 +48,22 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     /// Directories of service files. May be empty, if the user has no home.
     pub(crate) services: Vec<PathBuf>,
+    /// The broker leaves when nobody has used it for that long; `None` is never.
+    pub(crate) idle_exit: Option<Duration>,
     pub(crate) log: Log,
     pub(crate) limits: Limits,
+}
+
+/// After which time a broker leaves that nobody uses; `None` is never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IdleExit(pub(crate) Option<Duration>);
+
+impl std::str::FromStr for IdleExit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        settings::idle_exit(&DeValue::String(text.into()))
+    }
 }
 
 /// The broker's own log.
@@ -143,13 +164,19 @@ impl Config {
             ([], None) => surroundings.services_dir().into_iter().collect(),
             (given, _) => given.iter().map(|path| absolute("--services", path)).collect::<Result<_, _>>()?,
         };
+        let log = Log {
+            format: options.log_format.unwrap_or(settings.log.format),
+            directory: settings.log.directory.or_else(|| options.detach.then(|| state_dir.join(LOG_FOLDER))),
+            ..settings.log
+        };
         Ok(Self {
             file,
             socket: utf8("--socket", socket)?,
             socket_group: settings.socket_group,
             state_dir: utf8("--state-dir", state_dir)?,
             services,
-            log: Log { format: options.log_format.unwrap_or(settings.log.format), ..settings.log },
+            idle_exit: options.idle_exit.unwrap_or(settings.idle_exit).0,
+            log,
             limits: settings.limits,
         })
     }
@@ -239,6 +266,28 @@ mod tests {
         assert_eq!((config.socket.as_path(), config.log.format), (Path::new("/run/b.sock"), LogFormat::Text));
         assert_eq!(config.state_dir, Path::new("/var/b"));
         assert_eq!(config.services, [Path::new("/a"), Path::new("/b")]);
+    }
+
+    #[test]
+    fn a_broker_in_the_background_logs_to_a_file_wherever_nobody_says_another() {
+        let detached = Options { detach: true, ..sufficient() };
+        let directory = |content, options| with_file(content, options).expect("valid").log.directory;
+        assert_eq!(directory("", detached.clone()).as_deref(), Some(Path::new("/var/b/log")));
+        assert_eq!(directory("[log]\ndirectory = \"/l\"", detached).as_deref(), Some(Path::new("/l")));
+        assert_eq!(directory("", sufficient()), None);
+    }
+
+    #[test]
+    fn the_idle_exit_of_the_command_line_goes_over_the_files() {
+        let idle_exit = |content, option: Option<&str>| {
+            let idle_exit = option.map(|text| text.parse().expect("valid"));
+            with_file(content, Options { idle_exit, ..sufficient() }).expect("valid").idle_exit
+        };
+        const FILE: &str = "idle_exit = \"10m\"";
+        assert_eq!(idle_exit("", None), None);
+        assert_eq!(idle_exit(FILE, None), Some(Duration::from_secs(600)));
+        assert_eq!(idle_exit(FILE, Some("200ms")), Some(Duration::from_millis(200)));
+        assert_eq!(idle_exit(FILE, Some("never")), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
-use super::{Limits, Log, LogFormat};
+use super::{IdleExit, Limits, Log, LogFormat};
 use crate::services::Problem;
 use crate::services::problem::quoted;
 use crate::services::reader::{self, Document, Schema};
@@ -16,7 +16,7 @@ use crate::services::values;
 
 /// All keys of `broker.toml`.
 const SCHEMA: Schema = &[
-    ("", &["socket", "socket_group", "state_dir", "services", "log", "limits"]),
+    ("", &["socket", "socket_group", "state_dir", "services", "idle_exit", "log", "limits"]),
     ("[log]", &["format", "level", "directory", "keep"]),
     ("[limits]", &["backends", "waiters_per_backend", "sessions_per_user", "first_message_timeout"]),
 ];
@@ -49,6 +49,7 @@ pub(crate) struct Settings {
     pub(crate) socket_group: Option<u32>,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) services: Option<Vec<PathBuf>>,
+    pub(crate) idle_exit: IdleExit,
     pub(crate) log: Log,
     pub(crate) limits: Limits,
 }
@@ -70,6 +71,7 @@ fn build(document: &Document<'_>) -> Settings {
         socket_group: top.get("socket_group", values::group).map(|group| group.value),
         state_dir: top.get("state_dir", values::absolute_path).map(|directory| directory.value),
         services: services.map(|list| list.value.into_iter().map(|directory| directory.value).collect()),
+        idle_exit: top.get_or("idle_exit", idle_exit, IdleExit(None)),
         log: Log {
             format: log.get_or("format", values::one_of(&LogFormat::WORDS), LogFormat::Text),
             level: log.get_or("level", level, LOG_LEVEL.to_owned()),
@@ -86,6 +88,17 @@ fn build(document: &Document<'_>) -> Settings {
                 FIRST_MESSAGE_TIMEOUT,
             ),
         },
+    }
+}
+
+/// After which time to leave: a duration longer than zero, or `never`.
+pub(super) fn idle_exit(value: &DeValue<'_>) -> Result<IdleExit, String> {
+    match value.as_str().map(str::trim) {
+        Some("never") => Ok(IdleExit(None)),
+        _ => {
+            let after = values::positive_duration(value).map_err(|error| format!("{error}, or \"never\""))?;
+            Ok(IdleExit(Some(after)))
+        }
     }
 }
 
@@ -121,7 +134,7 @@ mod tests {
         assert_eq!(problems, []);
         let settings = settings.expect("valid");
         assert_eq!((settings.socket, settings.socket_group, settings.state_dir, settings.services), Default::default());
-        assert_eq!(settings.log.level, "info");
+        assert_eq!((settings.idle_exit, settings.log.level.as_str()), (IdleExit(None), "info"));
         assert_eq!(settings.limits.sessions_per_user, 8192);
     }
 
@@ -132,6 +145,7 @@ mod tests {
             socket_group = "root"
             state_dir = "/var/lib/b"
             services = ["/etc/b", "/usr/share/b"]
+            idle_exit = "10m"
             [log]
             format = "json"
             level = "warn,broker=debug"
@@ -150,6 +164,7 @@ mod tests {
             socket_group: Some(0),
             state_dir: Some("/var/lib/b".into()),
             services: Some(vec!["/etc/b".into(), "/usr/share/b".into()]),
+            idle_exit: IdleExit(Some(Duration::from_secs(600))),
             log: Log {
                 format: LogFormat::Json,
                 level: "warn,broker=debug".to_owned(),
@@ -194,6 +209,15 @@ broker.toml:11:12: `backends` in [limits]: expected a whole number from 1 to 419
 broker.toml:12:25: `first_message_timeout` in [limits]: `5` has no unit: write "5s" or "5ms"
 broker.toml:13:2: unknown table `[limit]`, did you mean `[limits]`?
 "#);
+    }
+
+    #[test]
+    fn a_broker_leaves_after_a_time_with_a_unit_or_never() {
+        assert_eq!(problems("idle_exit = \"never\""), "");
+        insta::assert_snapshot!(problems("idle_exit = 10"), @r#"broker.toml:1:13: `idle_exit`: `10` has no unit: write "10s" or "10ms", or "never""#);
+        insta::assert_snapshot!(problems("idle_exit = \"0s\""), @r#"broker.toml:1:13: `idle_exit`: must be longer than zero, or "never""#);
+        insta::assert_snapshot!(problems("idle_exit = \"nevr\""), @r#"broker.toml:1:13: `idle_exit`: `nevr` is no duration: write durations as "250ms", "10s" or "1m 30s", or "never""#);
+        insta::assert_snapshot!(problems("idle_exti = \"10m\""), @r#"broker.toml:1:1: unknown key `idle_exti` at the top of the file, did you mean `idle_exit`?"#);
     }
 
     #[test]

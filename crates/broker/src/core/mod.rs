@@ -5,6 +5,8 @@
 
 pub(crate) mod admission;
 pub(crate) mod backend;
+pub(crate) mod heartbeat;
+pub(crate) mod idle_exit;
 pub(crate) mod readiness;
 pub(crate) mod recovery;
 pub(crate) mod registry;

@@ -4,6 +4,7 @@
 //! again (add `-- --nocapture`).
 
 mod invariants;
+mod record;
 mod world;
 
 use std::time::Duration;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use broker_proto::{Address, InstanceName};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use super::keeping::{Keeping, Starting};
+
 const TOP_HELP: &str = "\
 Examples:
   brokerctl demo                         see it work, in a temporary folder
@@ -101,7 +103,8 @@ Examples:
     /// Connect stdin and stdout to a backend, starting it if need be.
     #[command(after_help = "\
 The end of stdin is passed on to the backend, and what it still sends is printed: the command ends
-when the backend closes the connection.
+when the backend closes the connection. If the backend crashes, it goes on with the next start of it
+where the service file says `[session] resume = \"reconnect\"`, and fails otherwise.
 
 Examples:
   brokerctl connect redis
@@ -163,6 +166,17 @@ Examples:
   brokerctl logs -f -n 0 redis/tenant-a
   brokerctl logs --previous redis        with the logs of earlier starts")]
     Logs(Logs),
+    /// Show what happened to backends: starts, crashes, retries, refusals, stops.
+    #[command(after_help = "\
+The broker keeps the last 1000 events of its life in memory. With --json each is an object on a line
+of its own.
+
+Examples:
+  brokerctl events
+  brokerctl events -f redis/tenant-a
+  brokerctl events --since 10m
+  brokerctl events -f --json | jq -r 'select(.event == \"failed\").refused.reason'")]
+    Events(Events),
     /// Check service files; needs no broker.
     #[command(after_help = "\
 Each problem is printed as file:line:column: error: message. Exits with 1 if there is an error;
@@ -215,6 +229,10 @@ pub(super) struct Wanted {
     pub(super) backend: Address,
     #[command(flatten)]
     pub(super) instance: Instance,
+    #[command(flatten)]
+    pub(super) keeping: Keeping,
+    #[command(flatten)]
+    pub(super) starting: Starting,
 }
 
 #[derive(Debug, Clone, Default, Args)]
@@ -283,6 +301,23 @@ pub(super) struct Logs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Events {
+    #[command(flatten)]
+    pub(super) filter: Filter,
+    #[command(flatten)]
+    pub(super) keeping: Keeping,
+    /// Go on printing what happens
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Begin with the last LINES events [default: 50, or all that --since admits]
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(super) lines: Option<usize>,
+    /// Begin with what happened in this last while, such as 10m or 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) since: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Check {
     /// Service files, or directories of them [default: the broker's own]
     #[arg(value_name = "FILE|DIR")]
@@ -297,7 +332,7 @@ pub(super) struct Demo {
 }
 
 /// Reads `500ms`, `10s`, `2m`, `1h30m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     if text.parse::<f64>().is_ok() {
         return Err(format!("a unit is missing: write {text}s or {text}ms"));
     }

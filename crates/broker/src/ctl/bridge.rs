@@ -1,149 +1,120 @@
 //! `brokerctl connect`: stdin and stdout become a connection to a backend.
 //!
-//! stdin and stdout may be files, which cannot be waited for, or block for ever: each has a thread of its own, joined
-//! to the socket by a short queue. The end of stdin is a half-close; the end of what the backend sends is the end.
+//! The end of stdin is a half-close; the end of what the backend sends is the end, unless the backend crashed and its
+//! service allows to go on with the next start of it (`[session] resume = "reconnect"`).
+
+mod crash;
+mod pipes;
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::os::fd::AsFd;
-use std::thread;
 
-use broker_client::{ReadHalf, WriteHalf};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{mpsc, oneshot};
+use broker_client::{BackendStream, Held};
 
+use self::crash::{Fate, fate};
+use self::pipes::{Input, Output};
 use super::args::{Global, Wanted};
 use super::output::{Console, FAILED, Failure, stdout_failure};
 use super::session::Session;
 
-/// Bytes of one read.
-const CHUNK: usize = 64 << 10;
-/// Chunks between a thread and the socket, before the faster side waits.
-const QUEUE: usize = 4;
-
 pub(super) async fn run(console: &Console, global: &Global, wanted: &Wanted) -> Result<(), Failure> {
-    let session = Session::open(console, global).await?;
-    let held = session.resolve(wanted).await?;
-    let stream = held.connect().await?;
-    drop(held);
-    let (backend_output, backend_input) = stream.into_split();
+    let session = Session::keep(console, global, wanted).await?;
+    let mut events = session.client.events();
+    let (mut held, mut stream) = connect(&session, wanted).await?;
+    // Nothing is read before there is somebody to send it to.
     let descriptors = (io::stdin().as_fd().try_clone_to_owned(), io::stdout().as_fd().try_clone_to_owned());
     let (Ok(stdin), Ok(stdout)) = descriptors else {
         return Err(Failure::told(FAILED, "stdin or stdout is closed"));
     };
-    let input = tokio::spawn(send(read_in_thread(stdin.into()), backend_input));
-    let result = receive(backend_output, stdout.into()).await;
-    if input.is_finished() {
-        let sent = input.await.unwrap_or(Ok(()));
-        return result.and(sent);
-    }
-    // What is still to be read has no reader any more.
-    input.abort();
-    result
-}
-
-/// Sends what is read to the backend, then the end. A backend that no longer listens may still have something to say.
-async fn send(mut chunks: mpsc::Receiver<io::Result<Vec<u8>>>, mut backend: WriteHalf) -> Result<(), Failure> {
-    let mut result = Ok(());
-    while let Some(chunk) = chunks.recv().await {
-        match chunk {
-            Ok(bytes) => {
-                if backend.write_all(&bytes).await.is_err() {
-                    return Ok(());
+    let mut pipes = Pipes { input: Input::read(File::from(stdin)), output: Output::write(File::from(stdout)) };
+    let result = loop {
+        let before = stream.held().negotiated();
+        let broken = pipes.carry(stream).await.err();
+        if pipes.output.is_closed() {
+            break Ok(());
+        }
+        let fate = fate(&session, &held, &before, &mut events).await;
+        let went_on = match fate {
+            Fate::Crashed(sentence)
+                if may_resume(held.is_resumable(), wanted.keeping.no_reconnect, pipes.input.has_ended()) =>
+            {
+                if !console.quiet {
+                    console.note(format_args!("{sentence}; going on with the next start of it"));
                 }
+                connect(&session, wanted).await
             }
-            Err(error) => result = Err(Failure::because(FAILED, "cannot read stdin", error)),
+            fate => break end(fate, broken, &held, &pipes),
+        };
+        match went_on {
+            Ok(connected) => (held, stream) = connected,
+            Err(failure) => break Err(failure),
+        }
+    };
+    let written = pipes.output.finish().await.map_err(stdout_failure);
+    result.and(written).and(pipes.input.finish())
+}
+
+async fn connect(session: &Session<'_>, wanted: &Wanted) -> Result<(Held, BackendStream), Failure> {
+    let held = session.resolve(wanted).await?;
+    let stream = held.connect().await?;
+    Ok((held, stream))
+}
+
+/// stdin and stdout.
+struct Pipes {
+    input: Input,
+    output: Output,
+}
+
+impl Pipes {
+    /// Carries bytes in both directions until the backend, or the reader of stdout, ends it.
+    async fn carry(&mut self, stream: BackendStream) -> io::Result<()> {
+        let (from_backend, to_backend) = stream.into_split();
+        let mut sending = std::pin::pin!(self.input.send(to_backend));
+        let mut receiving = std::pin::pin!(self.output.receive(from_backend));
+        tokio::select! {
+            () = &mut sending => receiving.await,
+            received = &mut receiving => received,
         }
     }
-    let _ = backend.shutdown().await;
-    result
 }
 
-/// Prints what the backend sends until it ends.
-async fn receive(mut backend: ReadHalf, stdout: File) -> Result<(), Failure> {
-    let (chunks, written) = write_in_thread(stdout);
-    let mut failed = None;
-    loop {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        match backend.read_buf(&mut chunk).await {
-            Ok(0) => break,
-            Ok(_) if chunks.send(chunk).await.is_err() => break,
-            Ok(_) => {}
-            Err(error) => {
-                failed = Some(Failure::because(FAILED, "the connection to the backend broke", error));
-                break;
-            }
+/// Whether the next start of a crashed backend can take over: what it would be asked must still be to come, for the
+/// answers to what was asked are lost.
+fn may_resume(service_allows_it: bool, no_reconnect: bool, input_has_ended: bool) -> bool {
+    service_allows_it && !no_reconnect && !input_has_ended
+}
+
+/// How the command ends with its connection.
+fn end(fate: Fate, broken: Option<io::Error>, held: &Held, pipes: &Pipes) -> Result<(), Failure> {
+    match (fate, broken) {
+        (Fate::Closed, None) => Ok(()),
+        (Fate::Closed, Some(error)) => Err(Failure::because(FAILED, "the connection to the backend broke", error)),
+        (Fate::Stopped, _) => Err(Failure::told(FAILED, "an operator stopped the backend, and the connection with it")),
+        (Fate::Lost(failure), _) => Err(failure),
+        (Fate::Crashed(sentence), _) => {
+            let failure = Failure::told(FAILED, sentence);
+            Err(if pipes.input.has_ended() {
+                failure.advise("what it had still to answer is lost: run the command again")
+            } else if held.is_resumable() {
+                failure
+            } else {
+                failure.advise(
+                    "`[session] resume = \"reconnect\"` in its service file lets `connect` go on with the next start",
+                )
+            })
         }
     }
-    drop(chunks);
-    let written = written.await.unwrap_or(Ok(()));
-    written.map_err(stdout_failure)?;
-    failed.map_or(Ok(()), Err)
 }
 
-/// Reads the file to its end. The thread is left behind if nobody listens: it may wait for ever for the next byte.
-fn read_in_thread(mut file: File) -> mpsc::Receiver<io::Result<Vec<u8>>> {
-    let (chunks, receiver) = mpsc::channel(QUEUE);
-    thread::spawn(move || {
-        loop {
-            let mut chunk = vec![0; CHUNK];
-            let read = match file.read(&mut chunk) {
-                Ok(0) => break,
-                Ok(count) => {
-                    chunk.truncate(count);
-                    Ok(chunk)
-                }
-                Err(error) if may_go_on(&error, &file, PollFlags::POLLIN) => continue,
-                Err(error) => Err(error),
-            };
-            let ends = read.is_err();
-            if chunks.blocking_send(read).is_err() || ends {
-                break;
-            }
-        }
-    });
-    receiver
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Writes chunks to the file; the result comes when there are no more, or when it cannot be written to.
-fn write_in_thread(mut file: File) -> (mpsc::Sender<Vec<u8>>, oneshot::Receiver<io::Result<()>>) {
-    let (sender, mut chunks) = mpsc::channel::<Vec<u8>>(QUEUE);
-    let (done, written) = oneshot::channel();
-    thread::spawn(move || {
-        let mut result = Ok(());
-        while let Some(chunk) = chunks.blocking_recv() {
-            result = write_all(&mut file, &chunk);
-            if result.is_err() {
-                break;
-            }
-        }
-        let _ = done.send(result);
-    });
-    (sender, written)
-}
-
-fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match file.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if may_go_on(&error, file, PollFlags::POLLOUT) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Whether the call should be made again. Another process may have made the file non-blocking: then waits until it is
-/// ready.
-fn may_go_on(error: &io::Error, file: &File, readiness: PollFlags) -> bool {
-    match error.kind() {
-        io::ErrorKind::Interrupted => true,
-        io::ErrorKind::WouldBlock => {
-            let _ = poll(&mut [PollFd::new(file.as_fd(), readiness)], PollTimeout::NONE);
-            true
-        }
-        _ => false,
+    #[test]
+    fn a_connection_is_resumed_only_where_nothing_is_lost_unnoticed() {
+        assert!(may_resume(true, false, false));
+        assert!(!may_resume(false, false, false) && !may_resume(true, true, false) && !may_resume(true, false, true));
     }
 }

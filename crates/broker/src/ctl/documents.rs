@@ -12,6 +12,11 @@ pub(super) fn read<T: DeserializeOwned>(document: &Value) -> Result<T, Failure> 
         .map_err(|e| Failure::because(FAILED, "the broker's answer is not understood; is it another version?", e))
 }
 
+/// Reads the text of a report.
+pub(super) fn parse(text: &str) -> Result<Value, Failure> {
+    serde_json::from_str(text).map_err(|e| Failure::because(FAILED, "the broker's answer is no JSON document", e))
+}
+
 #[derive(Debug, Deserialize)]
 pub(super) struct Status {
     pub(super) broker: Broker,
@@ -187,4 +192,36 @@ pub(super) struct Reloaded {
     pub(super) removed: Vec<String>,
     #[serde(default)]
     pub(super) problems: Vec<Problem>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Events {
+    /// Each an [`Event`], as the broker wrote it.
+    pub(super) events: Vec<Value>,
+    /// Where to go on.
+    pub(super) next: String,
+    /// How many were dropped before they were asked for.
+    #[serde(default)]
+    pub(super) missed: u64,
+}
+
+/// Something that happened to a backend. Which facts there are depends on what it was.
+#[derive(Debug, Deserialize)]
+pub(super) struct Event {
+    #[serde(flatten)]
+    pub(super) key: Key,
+    pub(super) time: jiff::Timestamp,
+    pub(super) generation: u64,
+    pub(super) event: String,
+    pub(super) attempt: Option<u32>,
+    pub(super) pid: Option<u32>,
+    pub(super) endpoint: Option<String>,
+    pub(super) after_ms: Option<u64>,
+    pub(super) exit_code: Option<i32>,
+    pub(super) signal: Option<i32>,
+    pub(super) lived_ms: Option<u64>,
+    pub(super) crash: Option<bool>,
+    pub(super) delay_ms: Option<u64>,
+    pub(super) refused: Option<Value>,
+    pub(super) why: Option<String>,
 }

@@ -17,6 +17,7 @@ use signal_hook::iterator::{Handle, Signals};
 use tokio::sync::oneshot;
 
 use super::args::{Exec, Global};
+use super::keeping::narrate;
 use super::output::{Console, FAILED, Failure};
 use super::session::Session;
 
@@ -28,7 +29,8 @@ const NOT_FOUND: u8 = 127;
 const SIGNALLED: i32 = 128;
 
 pub(super) async fn run(console: &Console, global: &Global, exec: &Exec) -> Result<ExitCode, Failure> {
-    let session = Session::open(console, global).await?;
+    let session = Session::keep(console, global, &exec.wanted).await?;
+    let events = session.client.events();
     let held = session.resolve(&exec.wanted).await?;
     let backend = held.negotiated();
     let Some((program, arguments)) = exec.command.split_first() else {
@@ -48,7 +50,12 @@ pub(super) async fn run(console: &Console, global: &Global, exec: &Exec) -> Resu
     let child = command.spawn().map_err(|e| cannot_run(&program.to_string_lossy(), e))?;
     let (done, ended) = oneshot::channel();
     thread::spawn(move || done.send(forwarding.until_end(child)));
-    let status = ended.await.map_err(|e| Failure::because(FAILED, "the wait for the command was lost", e))?;
+    let name = format!("{}@{}", backend.service, backend.version);
+    let status = tokio::select! {
+        status = ended => status,
+        never = narrate(console, &held, &name, events, session.is_kept) => match never {},
+    };
+    let status = status.map_err(|e| Failure::because(FAILED, "the wait for the command was lost", e))?;
     let status = status.map_err(|e| Failure::because(FAILED, "cannot wait for the command", e))?;
     drop(held);
     Ok(ExitCode::from(exit_code(status)))

@@ -8,7 +8,9 @@ mod bridge;
 mod check;
 mod demo;
 mod documents;
+mod events;
 mod exec;
+mod keeping;
 mod logs;
 mod operate;
 mod output;
@@ -76,6 +78,7 @@ fn run(console: &Console, cli: Cli) -> Result<ExitCode, Failure> {
             Command::Restart(selected) => operate::restart(console, global, &selected).await?,
             Command::Drain(selected) => operate::drain(console, global, &selected).await?,
             Command::Logs(logs) => logs::run(console, global, &logs).await?,
+            Command::Events(events) => events::run(console, global, &events).await?,
             Command::Reload => services::reload(console, global).await?,
             Command::Shutdown => operate::shutdown(console, global).await?,
             Command::Demo(demo) => return demo::run(console, &demo).await,

@@ -6,7 +6,7 @@ use super::session::Session;
 use crate::documents::ready_backend;
 
 pub(super) async fn run(console: &Console, global: &Global, wanted: &Wanted) -> Result<(), Failure> {
-    let session = Session::open(console, global).await?;
+    let session = Session::keep(console, global, wanted).await?;
     let held = session.resolve(wanted).await?;
     let negotiated = held.negotiated();
     if console.json { console.document(&ready_backend(&negotiated)) } else { console.line(&negotiated.endpoint) }

@@ -6,14 +6,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use broker_client::{Client, Error, Held, Request};
+use broker_client::{Builder, Client, Error, Held, Request};
 use broker_proto::{Address, AdminRequest, InstanceName, Requirement, Selection};
 use nix::unistd::{Gid, Group};
 use serde_json::Value;
 
-use super::args::{Command, Exec, Global, Instance, Logs, Wanted};
+use super::args::{Command, Events, Exec, Global, Instance, Logs, Wanted};
+use super::keeping::Keeping;
 use super::output::{Console, FAILED, Failure, NOT_PERMITTED, TRY_LATER, UNAVAILABLE, USAGE, humane};
-use super::progress;
+use super::{documents, progress};
 
 /// How long the broker may take beyond a deadline that it was told: its own refusal says more than ours.
 const GRACE: Duration = Duration::from_secs(2);
@@ -22,19 +23,31 @@ const GRACE: Duration = Duration::from_secs(2);
 pub(super) struct Session<'a> {
     pub(super) client: Client,
     pub(super) console: &'a Console,
+    /// It comes back when the connection ends.
+    pub(super) is_kept: bool,
     timeout: Option<Duration>,
 }
 
 impl<'a> Session<'a> {
+    /// Opens a session for one order or report.
     pub(super) async fn open(console: &'a Console, global: &Global) -> Result<Self, Failure> {
-        let mut builder = Client::builder().client_name("brokerctl", env!("CARGO_PKG_VERSION")).no_reconnect();
-        if let Some(path) = &global.socket {
-            builder = builder.socket(path);
-        }
-        if let Some(timeout) = global.timeout {
-            builder = builder.connect_timeout(timeout.max(Duration::from_millis(1)));
-        }
-        Ok(Self { client: builder.connect().await?, console, timeout: global.timeout })
+        let client = builder(global).no_reconnect().connect().await?;
+        Ok(Self { client, console, timeout: global.timeout, is_kept: false })
+    }
+
+    /// Opens a session that lasts as long as somebody follows what happens.
+    pub(super) async fn follow(console: &'a Console, global: &Global, keeping: &Keeping) -> Result<Self, Failure> {
+        let client = keeping.apply(builder(global))?.connect().await?;
+        Ok(Self { client, console, timeout: global.timeout, is_kept: !keeping.no_reconnect })
+    }
+
+    /// Opens a session that lasts as long as a backend is needed, with a broker that may have to be started for it.
+    pub(super) async fn keep(console: &'a Console, global: &Global, wanted: &Wanted) -> Result<Self, Failure> {
+        let is_named =
+            global.socket.is_some() || std::env::var_os("BROKER_SOCKET").is_some_and(|path| !path.is_empty());
+        let builder = wanted.starting.apply(wanted.keeping.apply(builder(global))?, is_named);
+        let client = progress::watch(console, "the broker", builder.connect()).await?;
+        Ok(Self { client, console, timeout: global.timeout, is_kept: !wanted.keeping.no_reconnect })
     }
 
     /// Asks for a backend, showing progress, and holds it.
@@ -59,7 +72,7 @@ impl<'a> Session<'a> {
     pub(super) async fn admin(&self, title: &str, request: AdminRequest) -> Result<Value, Failure> {
         let pending = self.client.admin(request);
         let text = self.bounded(progress::wait(self.console, title, pending)).await??;
-        serde_json::from_str(&text).map_err(|e| Failure::because(FAILED, "the broker's answer is no JSON document", e))
+        documents::parse(&text)
     }
 
     /// Bounds a wait by `--timeout`.
@@ -74,6 +87,17 @@ impl<'a> Session<'a> {
     pub(super) fn deadline_ms(&self) -> Option<u64> {
         self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
     }
+}
+
+fn builder(global: &Global) -> Builder {
+    let mut builder = Client::builder().client_name("brokerctl", env!("CARGO_PKG_VERSION"));
+    if let Some(path) = &global.socket {
+        builder = builder.socket(path);
+    }
+    if let Some(timeout) = global.timeout {
+        builder = builder.connect_timeout(timeout.max(Duration::from_millis(1)));
+    }
+    builder
 }
 
 /// The instance that a name or `-i` says; both may, if they agree.
@@ -96,7 +120,9 @@ pub(super) fn check_usage(command: &Command) -> Result<(), Failure> {
         Command::Stop(selected) | Command::Restart(selected) | Command::Drain(selected) => {
             (&selected.backends, &selected.instance)
         }
-        Command::Status(filter) | Command::Logs(Logs { filter, .. }) => (&filter.backends, &filter.instance),
+        Command::Status(filter) | Command::Logs(Logs { filter, .. }) | Command::Events(Events { filter, .. }) => {
+            (&filter.backends, &filter.instance)
+        }
         _ => return Ok(()),
     };
     backends.iter().try_for_each(|address| one_instance(address, option).map(drop))
@@ -159,7 +185,12 @@ pub(super) fn explain(error: Error) -> Failure {
             return Failure::told(UNAVAILABLE, "no broker is running").advise(how_to_start(tried));
         }
         Error::PermissionDenied { path, .. } => (NOT_PERMITTED, Some(how_to_be_admitted(path))),
-        Error::GoingAway(_) | Error::Timeout { .. } | Error::Disconnected { .. } => (TRY_LATER, None),
+        Error::GoingAway(_)
+        | Error::Timeout { .. }
+        | Error::Disconnected { .. }
+        | Error::Silent { .. }
+        | Error::CleanCloses { .. } => (TRY_LATER, None),
+        Error::Exhausted { .. } | Error::Autostart(_) => (UNAVAILABLE, None),
         _ => (FAILED, None),
     };
     Failure::Told { code, error: error.into(), advice }
@@ -167,7 +198,7 @@ pub(super) fn explain(error: Error) -> Failure {
 
 fn how_to_start(tried: &[(PathBuf, std::io::Error)]) -> String {
     let looked = tried.iter().map(|(path, error)| format!("tried {}: {error}\n", path.display()));
-    let start = "start one with `brokerd` (in the foreground) or `systemctl start brokerd`,\n\
+    let start = "start one with `brokerd --detach`, `brokerd` (in the foreground) or `systemctl start brokerd`,\n\
                  or name its socket with --socket or BROKER_SOCKET";
     looked.collect::<String>() + start
 }

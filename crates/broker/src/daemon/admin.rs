@@ -33,14 +33,14 @@ enum Order {
 }
 
 /// What an operator's selection means.
-struct Selected {
+pub(super) struct Selected {
     instance: Option<InstanceName>,
     service: Option<ServiceName>,
     requirement: Option<Requirement>,
 }
 
 impl Selected {
-    fn parse(selection: &Selection) -> Result<Self, Box<Refusal>> {
+    pub(super) fn parse(selection: &Selection) -> Result<Self, Box<Refusal>> {
         Ok(Self {
             instance: selection.instance.as_deref().map(InstanceName::parse).transpose().map_err(malformed)?,
             service: selection.service.as_deref().map(ServiceName::parse).transpose().map_err(malformed)?,
@@ -53,7 +53,7 @@ impl Selected {
         })
     }
 
-    fn includes(&self, key: &BackendKey) -> bool {
+    pub(super) fn includes(&self, key: &BackendKey) -> bool {
         self.instance.as_ref().is_none_or(|instance| *instance == key.instance)
             && self.service.as_ref().is_none_or(|service| *service == key.service)
             && self.requirement.as_ref().is_none_or(|requirement| requirement.matches(&key.version))
@@ -93,9 +93,8 @@ impl Driver {
             }
             AdminRequest::Drain { selection } => self.drain(&selection)?,
             AdminRequest::Logs { selection } => return self.logs(session.id, request_id, &selection),
-            AdminRequest::Events { .. } => {
-                let reason = "this broker keeps no record of events";
-                return Err(Box::new(Refusal::new(Code::Malformed, reason)));
+            AdminRequest::Events { selection, after, wait_ms } => {
+                return self.report_events(session, request_id, &selection, after.as_deref(), wait_ms);
             }
             AdminRequest::Reload => return self.reload(Some((session.id, request_id))),
             AdminRequest::Shutdown => {
@@ -128,7 +127,7 @@ impl Driver {
     }
 
     /// The registered backends of a selection, in the order of their names.
-    fn select(&self, selection: &Selection) -> Result<Vec<BackendId>, Box<Refusal>> {
+    pub(super) fn select(&self, selection: &Selection) -> Result<Vec<BackendId>, Box<Refusal>> {
         let selected = Selected::parse(selection)?;
         let mut found: Vec<(&BackendKey, BackendId)> =
             self.registry.iter().filter(|(_, key, _)| selected.includes(key)).map(|(id, key, _)| (key, id)).collect();
@@ -160,7 +159,10 @@ impl Driver {
         for id in ids {
             let waiter = self.ask(session.id, request_id, id, Kind::Part(number), deadline_ms)?;
             let event = match order {
-                Order::Stop => Event::Stop(Some(waiter)),
+                Order::Stop => {
+                    self.refuse_doubts(id);
+                    Event::Stop(Some(waiter))
+                }
                 Order::Restart => Event::Restart(waiter),
             };
             self.dispatch(id, event);

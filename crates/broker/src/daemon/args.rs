@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::{LogFormat, Options};
+use crate::config::{IdleExit, LogFormat, Options};
 
 /// Starts and shares backends for the clients of its Unix socket.
 ///
-/// It runs in the foreground, logs to stderr unless the configuration names a folder, and says that it is ready by
-/// sd_notify once it accepts.
+/// It runs in the foreground unless told to detach, logs to stderr unless the configuration names a folder, and says that
+/// it is ready by sd_notify once it accepts.
 #[derive(Debug, Parser)]
 #[command(name = "brokerd", version, after_help = EXAMPLES)]
 pub(super) struct Args {
@@ -28,6 +28,12 @@ pub(super) struct Args {
     /// How the log is written
     #[arg(long, value_name = "FORMAT", value_enum)]
     log_format: Option<LogFormat>,
+    /// Leave when nobody has used the broker for this long, such as 10m [default: never]
+    #[arg(long, value_name = "DURATION")]
+    idle_exit: Option<IdleExit>,
+    /// Go into the background, and return once the broker accepts; if it cannot, say why
+    #[arg(long)]
+    pub(super) detach: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -36,6 +42,18 @@ Examples:
       with the defaults of this user
   brokerd --socket /tmp/b/broker.sock --state-dir /tmp/b/state --services ./services.d
       all in places of your own; nothing else is touched
+  brokerd --detach --idle-exit 10m
+      in the background for as long as it is needed, as a script or a CI step starts one
+
+Idle exit:
+  The broker is used while a session is open, while somebody is connected to a backend, and while a backend is \
+starting. A backend that merely runs does not keep the broker, not even with `idle_timeout = \"never\"`, the default: \
+the broker ends it and leaves. broker.toml may say `idle_exit = \"10m\"`; this option goes over it.
+
+In the background:
+  The broker has a session of its own, the working directory /, and none of the descriptors that it was started with. \
+It logs to a daily file in `log/` of the state folder, unless [log] in broker.toml names another `directory`. A service \
+manager wants it in the foreground instead.
 
 Signals:
   SIGTERM, SIGINT  end the backends and then the broker; a second one ends it at once
@@ -45,7 +63,31 @@ Exit codes: 0 ended as told, 1 failed, 2 usage, 75 another broker holds the sock
 
 impl From<Args> for Options {
     fn from(args: Args) -> Self {
-        let Args { config, socket, services, state_dir, log_format } = args;
-        Self { config, socket, services, state_dir, log_format }
+        let Args { config, socket, services, state_dir, log_format, idle_exit, detach } = args;
+        Self { config, socket, services, state_dir, log_format, idle_exit, detach }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_time_to_leave_after_has_a_unit() {
+        let told = |value: &str| match Args::try_parse_from(["brokerd", "--idle-exit", value]) {
+            Ok(args) => format!("{:?}", Options::from(args).idle_exit),
+            Err(error) => error.to_string().lines().next().unwrap_or_default().to_owned(),
+        };
+        insta::assert_snapshot!(told("1m 30s"), @"Some(IdleExit(Some(90s)))");
+        insta::assert_snapshot!(told("never"), @"Some(IdleExit(None))");
+        insta::assert_snapshot!(told("10"), @r#"error: invalid value '10' for '--idle-exit <DURATION>': `10` has no unit: write "10s" or "10ms", or "never""#);
+        insta::assert_snapshot!(told("0ms"), @r#"error: invalid value '0ms' for '--idle-exit <DURATION>': must be longer than zero, or "never""#);
     }
 }

@@ -8,10 +8,12 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 
 use broker_proto::{Code, Delivery, Reconnect, Refusal, RequestId, ServerMessage};
+use interprocess::os::unix::uds_local_socket::tokio::Listener;
 use tokio::sync::{Notify, mpsc};
 
 use super::admin::Batch;
 use super::clock::{Timer, now};
+use super::events::Events;
 use super::hosted::Hosted;
 use super::mains::Mains;
 use super::places::Places;
@@ -20,6 +22,8 @@ use super::watches::Watches;
 use super::work::Report;
 use crate::config::Config;
 use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket};
+use crate::core::heartbeat::Heartbeat;
+use crate::core::idle_exit::IdleExit;
 use crate::core::registry::{BackendId, Registry};
 use crate::core::{Timestamp, millis_up};
 use crate::process::pool::SpawnPool;
@@ -36,6 +40,8 @@ pub(super) struct Asked {
     pub(super) backend: BackendId,
     pub(super) kind: Kind,
     pub(super) deadline: Option<Timestamp>,
+    /// It has waited for the end of a generation that served no more.
+    pub(super) has_doubted: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +70,7 @@ pub(super) struct Driver {
     pub(super) hosted: HashMap<BackendId, Hosted>,
     pub(super) asked: HashMap<Ticket, Asked>,
     pub(super) batches: HashMap<u64, Batch>,
+    pub(super) events: Events,
     pub(super) sessions: HashMap<SessionId, Connected>,
     pub(super) sessions_of_user: HashMap<u32, usize>,
     pub(super) watches: Watches,
@@ -71,6 +78,9 @@ pub(super) struct Driver {
     pub(super) pool: SpawnPool,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) timer: Rc<Timer>,
+    pub(super) listener: Rc<Listener>,
+    pub(super) heartbeat: Heartbeat,
+    pub(super) idle_exit: IdleExit,
     pub(super) began: Timestamp,
     /// Set once the broker is on its way out.
     pub(super) leaving: Option<Reconnect>,
@@ -92,12 +102,15 @@ pub(super) struct Parts {
     pub(super) catalog: Catalog,
     pub(super) watches: Watches,
     pub(super) timer: Rc<Timer>,
+    pub(super) listener: Rc<Listener>,
     pub(super) reports: mpsc::Sender<Report>,
 }
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Shared {
-        let Parts { config, nofile_soft, places, catalog, watches, timer, reports } = parts;
+        let Parts { config, nofile_soft, places, catalog, watches, timer, listener, reports } = parts;
+        let began = now();
+        let idle_exit = IdleExit::new(began, config.idle_exit);
         Rc::new_cyclic(|me| {
             RefCell::new(Self {
                 me: me.clone(),
@@ -110,6 +123,7 @@ impl Driver {
                 hosted: HashMap::new(),
                 asked: HashMap::new(),
                 batches: HashMap::new(),
+                events: Events::new(),
                 sessions: HashMap::new(),
                 sessions_of_user: HashMap::new(),
                 watches,
@@ -117,7 +131,10 @@ impl Driver {
                 pool: SpawnPool::new(),
                 reports,
                 timer,
-                began: now(),
+                listener,
+                heartbeat: Heartbeat::default(),
+                idle_exit,
+                began,
                 leaving: None,
                 empty: Rc::new(Notify::new()),
                 launched_one: Rc::new(Notify::new()),
@@ -135,7 +152,7 @@ impl Driver {
         number
     }
 
-    /// Hands an event to a machine, performs what follows, and sets the timer to the next deadline of all.
+    /// Hands an event to a machine, performs what follows, and sets the timer anew.
     pub(super) fn dispatch(&mut self, id: BackendId, event: Event) {
         self.queue.push_back((id, event));
         let mut effects: Vec<Effect> = Vec::new();
@@ -145,22 +162,13 @@ impl Driver {
                 self.perform(id, effect);
             }
         }
-        self.timer.arm(self.registry.next_deadline());
+        self.arm();
         self.leave_if_empty();
     }
 
     /// Adds an event behind the one being handled.
     pub(super) fn follow_up(&mut self, id: BackendId, event: Event) {
         self.queue.push_back((id, event));
-    }
-
-    /// Hands a tick to every machine whose deadline is here.
-    pub(super) fn tick(&mut self) {
-        // Once each: where a probe costs more than its interval the others have their turn in between.
-        for id in self.registry.due(now()) {
-            self.dispatch(id, Event::Tick);
-        }
-        self.timer.arm(self.registry.next_deadline());
     }
 
     /// Registers a session, unless its user has too many.
@@ -174,6 +182,9 @@ impl Driver {
         *count += 1;
         let connected = Connected { session: Rc::clone(session), tickets: HashMap::new() };
         self.sessions.insert(session.id, connected);
+        self.heartbeat.begin(now());
+        self.idle_exit.session_began();
+        self.arm();
         Ok(())
     }
 
@@ -194,11 +205,14 @@ impl Driver {
             }
         }
         for ticket in connected.tickets.into_values() {
-            if let Some(asked) = self.asked.remove(&ticket) {
-                self.dispatch(asked.backend, Event::Withdraw(ticket));
-            }
+            self.give_up(ticket);
         }
         self.drop_batches_of(id);
+        if self.sessions.is_empty() {
+            self.heartbeat.rest();
+            self.idle_exit.last_session_ended(now());
+            self.arm();
+        }
     }
 
     /// The session that a ticket belongs to.
@@ -218,8 +232,10 @@ impl Driver {
         }
         let all: Vec<BackendId> = self.registry.iter().map(|(id, _, _)| id).collect();
         for id in all {
+            self.settle_doubts(id);
             self.dispatch(id, Event::Stop(None));
         }
+        self.end_waits();
         self.leave_if_empty();
     }
 

@@ -40,7 +40,10 @@ impl Driver {
         match self.look_at_main(id, generation) {
             Look::Unsettled => return false,
             Look::Runs => {}
-            Look::Ended(event) => self.dispatch(id, event),
+            Look::Ended(event) => {
+                self.dispatch(id, event);
+                self.settle_doubts(id);
+            }
         }
         true
     }

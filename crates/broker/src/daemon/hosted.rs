@@ -8,6 +8,7 @@ use broker_proto::Endpoint;
 use nix::unistd::Pid;
 use tokio::task::JoinHandle;
 
+use super::doubts::Doubt;
 use crate::core::backend::Policies;
 use crate::core::readiness::Pace;
 use crate::core::recovery::Policy;
@@ -31,6 +32,10 @@ pub(super) struct Hosted {
     pub(super) log: Option<PathBuf>,
     /// The socket path whose appearance is waited for.
     pub(super) watched: Option<PathBuf>,
+    /// Hellos that wait for the end of a generation that is just ending.
+    pub(super) doubts: Vec<Doubt>,
+    /// A task looks after those.
+    pub(super) is_doubted: bool,
 }
 
 /// A listening socket, and where it listens.
@@ -106,7 +111,16 @@ impl Drop for Task {
 
 impl Hosted {
     pub(super) fn new(definition: Arc<Definition>) -> Self {
-        Self { definition, running: None, listener: None, removed: false, log: None, watched: None }
+        Self {
+            definition,
+            running: None,
+            listener: None,
+            removed: false,
+            log: None,
+            watched: None,
+            doubts: Vec::new(),
+            is_doubted: false,
+        }
     }
 
     /// The running generation, if it is that one.

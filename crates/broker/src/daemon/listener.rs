@@ -16,7 +16,7 @@ use super::session::{Session, SessionId, serve, turn_away};
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts for as long as the broker runs.
-pub(super) async fn accept(driver: Shared, listener: Listener) {
+pub(super) async fn accept(driver: Shared, listener: Rc<Listener>) {
     loop {
         match listener.accept().await {
             Ok(stream) => begin(&driver, UnixStream::from(stream)),

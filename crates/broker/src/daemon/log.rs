@@ -1,17 +1,25 @@
 //! The broker's own log: stderr, or a rolling file when the configuration names a folder.
 
 use std::io;
+use std::path::PathBuf;
 
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::places::make_private;
 use crate::config::{Log, LogFormat};
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LogError {
+    #[error("cannot make the folder of the log `{}`", .directory.display())]
+    Folder {
+        directory: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot write the log in `{directory}`")]
     Directory {
         directory: String,
@@ -33,6 +41,8 @@ pub(super) fn start(log: &Log) -> Result<WorkerGuard, LogError> {
     let (writer, guard) = match &log.directory {
         None => tracing_appender::non_blocking(io::stderr()),
         Some(directory) => {
+            make_private(directory, None)
+                .map_err(|source| LogError::Folder { directory: directory.clone(), source })?;
             let file = RollingFileAppender::builder()
                 .rotation(Rotation::DAILY)
                 .filename_prefix("brokerd")

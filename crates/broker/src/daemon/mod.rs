@@ -6,8 +6,12 @@
 mod admin;
 mod args;
 mod clock;
+mod deadlines;
+mod detach;
+mod doubts;
 mod driver;
 mod ending;
+mod events;
 mod hosted;
 mod listener;
 mod log;
@@ -42,13 +46,14 @@ use tokio::sync::mpsc;
 
 use self::args::Args;
 use self::clock::Timer;
+use self::detach::{Launcher, Side, detach};
 use self::driver::{Driver, Parts, Shared};
 use self::ownership::{Ownership, OwnershipError};
 use self::places::Places;
 use self::signals::{Request, Signals};
 use self::watches::Watches;
 use self::work::Report;
-use crate::config::{Config, ConfigError, Surroundings};
+use crate::config::{Config, ConfigError, Options, Surroundings};
 use crate::core::backend::Event;
 use crate::process::orphans::reap_orphans;
 use crate::services::Catalog;
@@ -56,7 +61,7 @@ use crate::services::Catalog;
 /// Reports of worker threads that wait to be read. A thread that finds it full waits, and nobody else does.
 const REPORTS_MAX: usize = 1024;
 
-/// How soon a client may come back after this broker was asked to end by its supervisor.
+/// How soon a client may come back after this broker was asked to end by its supervisor, or left unused.
 const RECONNECT_AFTER_MS: u64 = 500;
 
 /// Another broker holds the place: as sysexits.h has it, try again later.
@@ -93,8 +98,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
+    match start(args) {
+        Ok(code) => code,
         Err(error) => {
             print_chain(&error);
             match error {
@@ -121,17 +126,31 @@ fn print_chain(error: &dyn std::error::Error) {
     anstream::eprintln!("{text}");
 }
 
-fn run(args: Args) -> Result<(), Fatal> {
-    let config = Config::load(&args.into(), Surroundings::of_process())?;
+/// Runs the broker here, or in the background; then the launching process returns as soon as the broker serves.
+fn start(args: Args) -> Result<ExitCode, Fatal> {
+    let options = Options::from(args);
+    let config = Config::load(&options, Surroundings::of_process())?;
+    let launcher = match options.detach {
+        true => match detach(config.log.directory.as_deref()).map_err(system("go into the background"))? {
+            Side::Launcher(code) => return Ok(code),
+            Side::Daemon(launcher) => Some(launcher),
+        },
+        false => None,
+    };
+    run(config, launcher)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(config: Config, launcher: Option<Launcher>) -> Result<(), Fatal> {
+    // What the broker makes is its own, its log included; daemons get the umask that their service file says.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let _log = log::start(&config.log)?;
     // A worker's panic is caught and answered; this is where it is written down.
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a fault of the broker")));
-    // What the broker makes is its own; daemons get the umask that their service file says.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| system("become a subreaper")(errno.into()))?;
     let nofile_soft = raise_descriptor_limit();
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-    runtime.map_err(system("start the runtime"))?.block_on(serve(config, nofile_soft))
+    runtime.map_err(system("start the runtime"))?.block_on(serve(config, nofile_soft, launcher))
 }
 
 /// Raises the soft limit of descriptors to the hard one; the old soft limit, which daemons get.
@@ -146,7 +165,7 @@ fn raise_descriptor_limit() -> Option<u64> {
     }
 }
 
-async fn serve(config: Config, nofile_soft: Option<u64>) -> Result<(), Fatal> {
+async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launcher>) -> Result<(), Fatal> {
     let signals = Signals::install().map_err(system("install signal handlers"))?;
     let places = Places::new(&config.socket, &config.state_dir);
     let (ownership, listener) = Ownership::take(&config.socket, &config.state_dir, &places, config.socket_group)?;
@@ -157,14 +176,27 @@ async fn serve(config: Config, nofile_soft: Option<u64>) -> Result<(), Fatal> {
     let watches = Watches::new().map_err(system("watch folders"))?;
     let appearances = watches.readiness();
     let (socket, services) = (config.socket.clone(), catalog.services.len());
-    let driver =
-        Driver::new(Parts { config, nofile_soft, places, catalog, watches, timer: Rc::clone(&timer), reports });
+    let listener = Rc::new(listener);
+    let driver = Driver::new(Parts {
+        config,
+        nofile_soft,
+        places,
+        catalog,
+        watches,
+        timer: Rc::clone(&timer),
+        listener: Rc::clone(&listener),
+        reports,
+    });
+    driver.borrow().arm();
     driver.borrow().log_problems();
     let empty = Rc::clone(&driver.borrow().empty);
     tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener));
     tokio::task::spawn_local(trimming::trim_logs(Rc::clone(&driver)));
     tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
     tell_manager(&[sd_notify::NotifyState::Ready]);
+    if let Some(launcher) = launcher {
+        launcher.tell().map_err(system("give stderr up"))?;
+    }
 
     loop {
         tokio::select! {

@@ -41,6 +41,14 @@ pub(super) enum Unsent {
     TooLong,
 }
 
+/// Whether the kernel keeps bytes of ours that the peer has not read.
+pub(super) fn has_unread(stream: &UnixStream) -> bool {
+    let mut kept: libc::c_int = 0;
+    // SAFETY: an open socket; the kernel writes one integer. The request is SIOCOUTQ's other name.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut kept) };
+    result == 0 && kept > 0
+}
+
 impl Outbox {
     pub(super) fn is_empty(&self) -> bool {
         self.chunks.is_empty()

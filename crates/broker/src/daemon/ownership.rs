@@ -4,16 +4,23 @@
 //! that nobody listens on it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
 use interprocess::os::unix::uds_local_socket::tokio::Listener;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Pid;
 
 use super::places::{Places, make_private};
+use crate::process::identity::stat;
+
+/// How often a lock is read whose holder has not written its number yet, and the pause before the next time.
+const LOOKS_MAX: u32 = 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Why the broker cannot have its places.
 #[derive(Debug, thiserror::Error)]
@@ -96,14 +103,26 @@ fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, O
             }
             Ok(locked)
         }
-        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let mut text = String::new();
-            let _ = file.read_to_string(&mut text);
-            let who = text.trim().parse::<u32>().map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+        Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+            let who = holder(&file).map(|pid| format!(" (pid {pid})")).unwrap_or_default();
             Err(OwnershipError::Taken { path: what.to_owned(), who, option })
         }
         Err((_, errno)) => Err(failed(errno.into())),
     }
+}
+
+/// The number in a lock. One that has just been taken has none yet, or that of the holder before.
+fn holder(mut file: &File) -> Option<i32> {
+    for _ in 0..LOOKS_MAX {
+        let mut text = String::new();
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
+        let pid = text.trim().parse().ok().filter(|pid| matches!(stat(Pid::from_raw(*pid)), Ok(Some(_))));
+        if pid.is_some() {
+            return pid;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    None
 }
 
 /// Removes the socket of a broker that is gone.

@@ -9,6 +9,7 @@ use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage}
 use super::driver::{Driver, Kind};
 use super::ending::Look;
 use super::hosted::{Launched, Running};
+use super::session::{Session, SessionId};
 use super::work::{self, Order, Report};
 use super::{tasks, telling};
 use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket, Waiter};
@@ -20,7 +21,14 @@ use crate::net::ownership;
 use crate::net::sock_diag::{established_tcp, established_unix};
 use crate::process::group::Tree;
 use crate::process::spawn;
-use crate::services::{self, Probe};
+use crate::services::{self, Probe, Resume};
+
+/// What a client is told that is given a backend.
+pub(super) struct Grant {
+    pub(super) negotiated: Negotiated,
+    /// Its connections may be resumed after a crash.
+    is_resumable: bool,
+}
 
 impl Driver {
     pub(super) fn perform(&mut self, id: BackendId, effect: Effect) {
@@ -42,6 +50,7 @@ impl Driver {
                     session.send(&ServerMessage::Progress(progress), None);
                 }
             }
+            Effect::Record { generation, happening } => self.record(id, generation, happening),
             Effect::Tell { ticket, news } => {
                 let endpoint = self.hosted.get(&id).and_then(|h| h.running.as_ref()).map(|r| r.endpoint.clone());
                 if let Some((session, request_id)) = self.asker(ticket)
@@ -57,7 +66,7 @@ impl Driver {
         }
     }
 
-    fn asker(&self, ticket: Ticket) -> Option<(Rc<super::session::Session>, u64)> {
+    fn asker(&self, ticket: Ticket) -> Option<(Rc<Session>, u64)> {
         let asked = self.asked.get(&ticket)?;
         Some((self.session(asked.session)?, asked.request_id))
     }
@@ -216,15 +225,7 @@ impl Driver {
 
     fn count_connections(&mut self, id: BackendId, generation: u64) {
         let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
-        let count = match &running.endpoint {
-            Endpoint::Unix { path } => established_unix(path.as_ref()),
-            Endpoint::Tcp { port, .. } => established_tcp(*port),
-        };
-        // What cannot be counted is not cut off.
-        let count = count.unwrap_or_else(|error| {
-            tracing::warn!(%error, endpoint = %running.endpoint, "connections cannot be counted; taken for busy");
-            1
-        });
+        let count = connections(&running.endpoint);
         self.follow_up(id, Event::Connections { generation, count });
     }
 
@@ -247,27 +248,25 @@ impl Driver {
             pid: u32::try_from(running.main.pid.as_raw()).ok(),
             connected: asked.kind == Kind::Hello(Delivery::Connected),
         };
+        let grant = Grant { negotiated, is_resumable: running.definition.session.resume == Resume::Reconnect };
         match asked.kind {
-            Kind::Hello(Delivery::Endpoint) => self.send_negotiated(asked.session, negotiated, None),
+            Kind::Hello(Delivery::Endpoint) => self.send_grant(asked.session, grant, None),
             Kind::Hello(Delivery::Connected) => match connect(&running.endpoint) {
-                Ok(Connection::Made(socket)) => self.send_negotiated(asked.session, negotiated, Some(socket)),
-                Ok(Connection::Pending(socket)) => {
-                    tasks::finish_connection(self.me.clone(), ticket, negotiated, socket);
-                }
+                Ok(Connection::Made(socket)) => self.send_grant(asked.session, grant, Some(socket)),
+                Ok(Connection::Pending(socket)) => tasks::finish_connection(self.me.clone(), ticket, grant, socket),
                 Err(error) => self.not_connected(id, ticket, generation, &error),
             },
-            Kind::Start | Kind::Part(_) => self.order_done(ticket, ready_backend(&negotiated)),
+            Kind::Start | Kind::Part(_) => self.order_done(ticket, ready_backend(&grant.negotiated)),
         }
     }
 
-    pub(super) fn send_negotiated(
-        &self,
-        session: super::session::SessionId,
-        negotiated: Negotiated,
-        socket: Option<std::os::fd::OwnedFd>,
-    ) {
-        if let Some(session) = self.session(session) {
-            session.send(&ServerMessage::Negotiated(negotiated), socket);
+    pub(super) fn send_grant(&self, session: SessionId, grant: Grant, socket: Option<std::os::fd::OwnedFd>) {
+        let Some(session) = self.session(session) else { return };
+        let Grant { negotiated, is_resumable } = grant;
+        let request_id = negotiated.request_id;
+        session.send(&ServerMessage::Negotiated(negotiated), socket);
+        if is_resumable {
+            session.send(&ServerMessage::Event { request_id, event: broker_proto::Event::Resumable }, None);
         }
     }
 
@@ -275,10 +274,19 @@ impl Driver {
     fn not_connected(&mut self, id: BackendId, ticket: Ticket, generation: u64, error: &ConnectError) {
         let Some(asked) = self.asked.get(&ticket).copied() else { return };
         self.follow_up(id, Event::Withdraw(ticket));
-        if let Look::Ended(ended) = self.look_at_main(id, generation) {
-            self.follow_up(id, ended);
-            self.follow_up(id, Event::Hello(Waiter { ticket, deadline: asked.deadline, holds: true }));
-            return;
+        let again = Waiter { ticket, deadline: asked.deadline, holds: true };
+        match self.look_at_main(id, generation) {
+            Look::Ended(ended) => {
+                self.follow_up(id, ended);
+                match self.check_serving() {
+                    Ok(()) => self.follow_up(id, Event::Hello(again)),
+                    Err(refusal) => self.refuse(ticket, *refusal),
+                }
+                return;
+            }
+            Look::Unsettled => return self.doubt(id, again),
+            Look::Runs if !asked.has_doubted && matches!(error, ConnectError::Dead) => return self.doubt(id, again),
+            Look::Runs => {}
         }
         let code = match error {
             ConnectError::Busy => Code::Overloaded,
@@ -295,7 +303,7 @@ impl Driver {
         }
     }
 
-    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
         let Some(asked) = self.asked.get(&ticket).copied() else { return };
         if let Some((key, _)) = self.registry.get(asked.backend) {
             tracing::info!(backend = %key, code = %refusal.code, "refused: {}", refusal.reason);
@@ -319,6 +327,18 @@ impl Driver {
         }
         self.dispatch(id, Event::Redefine(policies));
     }
+}
+
+/// How many are connected to an endpoint. What cannot be counted is taken for busy, and so not cut off.
+pub(super) fn connections(endpoint: &Endpoint) -> usize {
+    let count = match endpoint {
+        Endpoint::Unix { path } => established_unix(path.as_ref()),
+        Endpoint::Tcp { port, .. } => established_tcp(*port),
+    };
+    count.unwrap_or_else(|error| {
+        tracing::warn!(%error, %endpoint, "connections cannot be counted; taken for busy");
+        1
+    })
 }
 
 pub(super) fn connect(endpoint: &Endpoint) -> Result<Connection, ConnectError> {

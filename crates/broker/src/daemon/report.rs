@@ -1,9 +1,12 @@
 //! Reports for operators, as JSON documents.
 
+use broker_proto::Exit;
 use serde_json::{Value, json};
 
 use super::clock::now;
 use super::driver::Driver;
+use super::events::Event;
+use crate::core::backend::Happening;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{millis, millis_up};
 use crate::services::{Catalog, Problem, Severity};
@@ -63,10 +66,49 @@ fn backend(driver: &Driver, id: BackendId) -> Option<Value> {
         "status": view.status,
         "log_path": hosted.log,
     });
-    if let (Value::Object(value), Value::Object(details)) = (&mut value, details) {
+    extend(&mut value, details);
+    Some(value)
+}
+
+fn extend(value: &mut Value, details: Value) {
+    if let (Value::Object(value), Value::Object(details)) = (value, details) {
         value.extend(details);
     }
-    Some(value)
+}
+
+/// Something that happened to a backend.
+pub(super) fn event(event: &Event) -> Value {
+    let Event { number, time, key, generation, happening, pid, endpoint } = event;
+    let (word, details) = match happening {
+        Happening::Starting { attempt } => ("starting", json!({ "attempt": attempt })),
+        Happening::Started => ("started", json!({ "pid": pid, "endpoint": endpoint })),
+        Happening::Forked => ("forked", json!({ "pid": pid })),
+        Happening::Ready { after } => {
+            ("ready", json!({ "after_ms": millis(*after), "pid": pid, "endpoint": endpoint }))
+        }
+        Happening::Exited { exit, lived, crash } => {
+            let (exit_code, signal) = match exit {
+                Exit::Code(code) => (Some(code), None),
+                Exit::Signal(signal) => (None, Some(signal)),
+                Exit::Unknown => (None, None),
+            };
+            let lived_ms = millis(*lived);
+            ("exited", json!({ "exit_code": exit_code, "signal": signal, "lived_ms": lived_ms, "crash": crash }))
+        }
+        Happening::Killed { after } => ("killed", json!({ "after_ms": millis(*after) })),
+        Happening::Restarting { delay } => ("restarting", json!({ "delay_ms": millis_up(*delay) })),
+        Happening::Failed { refusal } => ("failed", json!({ "refused": refusal })),
+        Happening::Stopping { why } => ("stopping", json!({ "why": why.as_str() })),
+        Happening::Stopped => ("stopped", Value::Null),
+        Happening::Finished => ("finished", Value::Null),
+        Happening::Draining => ("draining", Value::Null),
+        Happening::DrainEnded => ("drain_ended", Value::Null),
+    };
+    let mut value = name(key);
+    let common = json!({ "number": number, "time": format!("{time:.3}"), "generation": generation, "event": word });
+    extend(&mut value, common);
+    extend(&mut value, details);
+    value
 }
 
 /// A backend that is drained, and what still keeps it.

@@ -59,12 +59,12 @@ impl Driver {
             Delivery::Connected => admit_connected(&session.peer, self.uid, rules),
         })?;
         let id = self.open(instance, &definition)?;
-        if let Some(generation) = hello.found_dead {
-            self.main_ended(id, generation);
-        }
         let kind = Kind::Hello(hello.delivery);
         let waiter = self.ask(session.id, hello.request_id, id, kind, hello.deadline_ms)?;
-        self.dispatch(id, Event::Hello(waiter));
+        match hello.found_dead {
+            Some(generation) => self.hello_after(id, generation, waiter),
+            None => self.dispatch(id, Event::Hello(waiter)),
+        }
         Ok(())
     }
 
@@ -145,43 +145,67 @@ impl Driver {
     ) -> Result<Waiter, Box<Refusal>> {
         let ticket = Ticket(self.number());
         let holds = matches!(kind, Kind::Hello(_));
+        if !matches!(kind, Kind::Part(_)) {
+            self.file_request(session, request_id, ticket)?;
+        }
+        let deadline = deadline_ms.map(|ms| now() + Duration::from_millis(ms));
+        self.asked.insert(ticket, Asked { session, request_id, backend, kind, deadline, has_doubted: false });
+        Ok(Waiter { ticket, deadline, holds })
+    }
+
+    /// Enters a request among those of its session, which may have so many of them and no id twice.
+    pub(super) fn file_request(
+        &mut self,
+        session: SessionId,
+        request_id: RequestId,
+        ticket: Ticket,
+    ) -> Result<(), Box<Refusal>> {
         let Some(connected) = self.sessions.get_mut(&session) else {
             return Err(Box::new(Refusal::new(Code::Internal, "the session is over")));
         };
-        if !matches!(kind, Kind::Part(_)) {
-            if connected.tickets.len() >= REQUESTS_PER_SESSION_MAX {
-                let reason =
-                    format!("this session has {REQUESTS_PER_SESSION_MAX} requests and holds, which is the limit");
-                return Err(Box::new(Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))));
-            }
-            if connected.tickets.contains_key(&request_id) {
-                let reason = format!("request {request_id} is in use already on this session");
-                return Err(Box::new(Refusal::new(Code::Malformed, reason)));
-            }
-            connected.tickets.insert(request_id, ticket);
+        if connected.tickets.len() >= REQUESTS_PER_SESSION_MAX {
+            let reason = format!("this session has {REQUESTS_PER_SESSION_MAX} requests and holds, which is the limit");
+            return Err(Box::new(Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))));
         }
-        let deadline = deadline_ms.map(|ms| now() + Duration::from_millis(ms));
-        self.asked.insert(ticket, Asked { session, request_id, backend, kind, deadline });
-        Ok(Waiter { ticket, deadline, holds })
+        if connected.tickets.contains_key(&request_id) {
+            let reason = format!("request {request_id} is in use already on this session");
+            return Err(Box::new(Refusal::new(Code::Malformed, reason)));
+        }
+        connected.tickets.insert(request_id, ticket);
+        Ok(())
+    }
+
+    /// Takes a request out of its session.
+    pub(super) fn unfile_request(&mut self, session: SessionId, request_id: RequestId, ticket: Ticket) {
+        if let Some(connected) = self.sessions.get_mut(&session)
+            && connected.tickets.get(&request_id) == Some(&ticket)
+        {
+            connected.tickets.remove(&request_id);
+        }
     }
 
     /// Forgets a request that is answered for good.
     pub(super) fn close_request(&mut self, ticket: Ticket) -> Option<Asked> {
         let asked = self.asked.remove(&ticket)?;
-        if let Some(connected) = self.sessions.get_mut(&asked.session)
-            && connected.tickets.get(&asked.request_id) == Some(&ticket)
-        {
-            connected.tickets.remove(&asked.request_id);
-        }
+        self.unfile_request(asked.session, asked.request_id, ticket);
         Some(asked)
     }
 
     fn release(&mut self, session: SessionId, request_id: RequestId) {
         let ticket = self.sessions.get_mut(&session).and_then(|c| c.tickets.remove(&request_id));
-        if let Some(ticket) = ticket
-            && let Some(asked) = self.asked.remove(&ticket)
-        {
-            self.dispatch(asked.backend, Event::Withdraw(ticket));
+        if let Some(ticket) = ticket {
+            self.give_up(ticket);
+        }
+    }
+
+    /// Withdraws what a request, taken out of its session, waited for or held.
+    pub(super) fn give_up(&mut self, ticket: Ticket) {
+        match self.asked.remove(&ticket) {
+            Some(asked) => {
+                self.forget_doubt(asked.backend, ticket);
+                self.dispatch(asked.backend, Event::Withdraw(ticket));
+            }
+            None => self.events.forget(ticket),
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::driver::Shared;
-use super::outbox::{Outbox, Unsent};
+use super::outbox::{Outbox, Unsent, has_unread};
 use crate::core::admission::Peer;
 
 /// Names a session in the driver; never given out twice.
@@ -97,6 +97,15 @@ impl Session {
     /// Whether the peer has said which protocol it speaks, and was answered.
     pub(super) fn is_greeted(&self) -> bool {
         self.greeted.get()
+    }
+
+    /// Gives a sign of life to a peer that reads: what one that does not read has yet to read is sign enough, and would
+    /// only grow.
+    pub(super) fn beat(&self) {
+        let is_unread = || !self.outbox.borrow().is_empty() || has_unread(&self.stream);
+        if self.greeted.get() && !self.closing.get() && !is_unread() {
+            self.send(&ServerMessage::Heartbeat, None);
+        }
     }
 
     /// Sends our preamble, unless it was sent: what follows is in that version.

@@ -6,7 +6,6 @@ use std::rc::Weak;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker_proto::Negotiated;
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
@@ -14,6 +13,7 @@ use tokio::task::spawn_local;
 use super::driver::Driver;
 use super::hosted::{Main, Task};
 use super::mains::Mains;
+use super::perform::Grant;
 use super::watched::Watched;
 use crate::core::backend::{Event, Ticket, Word};
 use crate::core::registry::BackendId;
@@ -179,16 +179,16 @@ pub(super) fn end_probe(pool: &SpawnPool, probe: Spawned) {
 }
 
 /// Waits until a tcp connection is made, and hands it over.
-pub(super) fn finish_connection(driver: Handle, ticket: Ticket, negotiated: Negotiated, socket: OwnedFd) {
+pub(super) fn finish_connection(driver: Handle, ticket: Ticket, grant: Grant, socket: OwnedFd) {
     spawn_local(async move {
         let result = tokio::time::timeout(CONNECT_MAX, connected(socket)).await;
         let Some(driver) = driver.upgrade() else { return };
         let mut driver = driver.borrow_mut();
         let Some(asked) = driver.asked.get(&ticket).copied() else { return };
         match result {
-            Ok(Ok(socket)) => driver.send_negotiated(asked.session, negotiated, Some(socket)),
-            Ok(Err(error)) => driver.connection_failed(ticket, negotiated.generation, &error),
-            Err(_) => driver.connection_failed(ticket, negotiated.generation, &ConnectError::Busy),
+            Ok(Ok(socket)) => driver.send_grant(asked.session, grant, Some(socket)),
+            Ok(Err(error)) => driver.connection_failed(ticket, grant.negotiated.generation, &error),
+            Err(_) => driver.connection_failed(ticket, grant.negotiated.generation, &ConnectError::Busy),
         }
     });
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::definition::Resume;
+
 /// Variables that a backend inherits from the broker.
 pub(crate) const INHERIT: [&str; 3] = ["PATH", "HOME", "LANG"];
 
@@ -33,6 +35,10 @@ pub(crate) const WORKING_DIRECTORY: &str = "/";
 
 /// What others get of the files that a daemon makes: nothing.
 pub(crate) const UMASK: u32 = 0o077;
+
+/// What a client does whose connection broke with a crash: it gives up, unless one who knows the daemon's protocol says
+/// otherwise.
+pub(crate) const RESUME: Resume = Resume::None;
 
 /// The soft cap of one start's log file, in bytes: 16 MiB.
 pub(crate) const LOG_MAX_BYTES: u64 = 16 << 20;

@@ -46,6 +46,7 @@ pub(crate) struct Definition {
     pub(crate) readiness: Readiness,
     pub(crate) recovery: Recovery,
     pub(crate) lifecycle: Lifecycle,
+    pub(crate) session: Session,
     pub(crate) log: Log,
 }
 
@@ -115,6 +116,22 @@ pub(crate) struct Lifecycle {
     /// Absolute once it is filled in.
     pub(crate) working_directory: Template,
     pub(crate) umask: u32,
+}
+
+/// What a client's connection to a backend means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Session {
+    pub(crate) resume: Resume,
+}
+
+/// What a client does whose connection broke because the daemon crashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// It gives up: what it had said on the connection is lost.
+    None,
+    /// It connects to the next generation and goes on: the daemon's protocol keeps no state in a connection that
+    /// matters.
+    Reconnect,
 }
 
 /// What is kept of a backend's output.

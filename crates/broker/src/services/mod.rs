@@ -17,7 +17,7 @@ mod tests;
 pub(crate) mod values;
 
 pub(crate) use catalog::Catalog;
-pub(crate) use definition::{Command, Definition, Endpoint, Environment, Probe, Service};
+pub(crate) use definition::{Command, Definition, Endpoint, Environment, Probe, Resume, Service};
 pub(crate) use file::{read as read_file, writable_by_others};
 pub(crate) use problem::{Position, Problem, Severity};
 pub(crate) use template::{Template, Values};

@@ -13,7 +13,7 @@ use toml::de::DeValue;
 
 use super::defaults;
 use super::definition::{
-    Command, Definition, Endpoint, Environment, Lifecycle, Log, Probe, Readiness, Recovery, Service,
+    Command, Definition, Endpoint, Environment, Lifecycle, Log, Probe, Readiness, Recovery, Resume, Service, Session,
 };
 use super::installed::{self, Installed};
 use super::problem::{Problem, example, quoted};
@@ -23,9 +23,13 @@ use super::values;
 use crate::core::admission::AccessRules;
 use crate::core::versions::VersionRules;
 
+/// The tables of a service file.
+const TABLES: &[&str] =
+    &["service", "version", "versions", "endpoint", "readiness", "recovery", "lifecycle", "session", "log", "access"];
+
 /// All keys of a service file.
 const SCHEMA: Schema = &[
-    ("", &["service", "version", "versions", "endpoint", "readiness", "recovery", "lifecycle", "log", "access"]),
+    ("", TABLES),
     ("[service]", &["name", "description", "environment"]),
     ("[service.environment]", &["inherit", "set"]),
     ("[[version]]", &["version", "command"]),
@@ -34,6 +38,7 @@ const SCHEMA: Schema = &[
     ("[readiness]", &["probe", "command", "notify", "hard_ceiling"]),
     ("[recovery]", &["retry_backoff", "budget_window", "healthy_after"]),
     ("[lifecycle]", &["idle_timeout", "stop_signal", "stop_timeout", "working_directory", "umask"]),
+    ("[session]", &["resume"]),
     ("[log]", &["max_bytes", "keep"]),
     ("[access]", &["users", "groups", "connected"]),
 ];
@@ -64,6 +69,7 @@ fn build(document: &Document<'_>, file: &Path) -> Option<Service> {
     let readiness = readiness(document, tcp);
     let recovery = recovery(document);
     let lifecycle = lifecycle(document, tcp);
+    let session = session(document);
     let log = log(document);
     let access = access(document);
     let version_rules = version_rules(document);
@@ -80,6 +86,7 @@ fn build(document: &Document<'_>, file: &Path) -> Option<Service> {
         readiness: readiness.clone(),
         recovery,
         lifecycle: lifecycle.clone(),
+        session,
         log,
     };
     let mut versions = BTreeMap::new();
@@ -234,6 +241,12 @@ fn lifecycle(document: &Document<'_>, tcp: bool) -> Lifecycle {
             .map_or_else(|| Template::literal(defaults::WORKING_DIRECTORY), |directory| directory.value),
         umask: table.get_or("umask", values::umask, defaults::UMASK),
     }
+}
+
+fn session(document: &Document<'_>) -> Session {
+    const MEANINGS: [(&str, Resume); 2] = [("none", Resume::None), ("reconnect", Resume::Reconnect)];
+    let table = document.table("[session]");
+    Session { resume: table.get_or("resume", values::one_of(&MEANINGS), defaults::RESUME) }
 }
 
 fn log(document: &Document<'_>) -> Log {

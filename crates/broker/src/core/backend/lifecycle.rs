@@ -9,11 +9,15 @@ use super::super::time::{millis, millis_up};
 use super::super::waiters::Waiters;
 use super::failure::{Cause, Failure, humane};
 use super::{
-    Backend, Effect, IDLE_RECHECK, News, RETRY_HINT, Starting, State, Stopping, Then, Trace, Word, refuse_all,
+    Backend, Effect, End, Happening, IDLE_RECHECK, News, RETRY_HINT, Starting, State, Stopping, Then, Trace, Why, Word,
+    refuse_all,
 };
 
 impl Backend {
     pub(super) fn started(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        if matches!(self.state, State::Starting(_) | State::Stopping(_)) {
+            self.record(Happening::Started, effects);
+        }
         match &mut self.state {
             State::Starting(starting) => {
                 starting.spawned = true;
@@ -37,6 +41,7 @@ impl Backend {
             State::Starting(starting) => {
                 self.budget.start_ended();
                 self.enter(now, State::Inactive { not_before: None });
+                self.record(Happening::Failed { refusal: Box::new(refusal.clone()) }, effects);
                 refuse_all(starting.waiters, refusal, effects);
                 self.tell_holders(&News::Failed { refusal: Box::new(refusal.clone()) }, effects);
             }
@@ -107,6 +112,7 @@ impl Backend {
         let State::Starting(starting) = self.leave() else { return };
         let generation = self.generation;
         self.obstacle = None;
+        self.record(Happening::Ready { after: now.since(starting.began) }, effects);
         self.tell_holders(&News::Ready { generation }, effects);
         for waiter in starting.waiters {
             if waiter.holds {
@@ -125,7 +131,8 @@ impl Backend {
         let lived = now.since(starting.began);
         let obstacle = self.obstacle.take().or_else(|| self.status.take());
         let then = self.crash(now, Cause::Ceiling { obstacle }, lived);
-        self.stop(now, starting.spawned, starting.waiters, Waiters::default(), then, effects);
+        let stopping = Stopping::new(starting.began, starting.spawned, End::Asked, then);
+        self.stop(now, Why::Ceiling, Stopping { waiters: starting.waiters, ..stopping }, effects);
     }
 
     fn crash(&mut self, now: Timestamp, cause: Cause, lived: std::time::Duration) -> Then {
@@ -139,6 +146,7 @@ impl Backend {
             // Such a daemon may bind before it forks away, and so be ready an instant before its first process ends.
             State::Starting(_) | State::Ready { healthy_at: Some(_), .. } if survivors && exit == Exit::Code(0) => {
                 effects.push(Effect::Follow { generation });
+                effects.push(Effect::Record { generation, happening: Happening::Forked });
                 if let State::Starting(starting) = &mut self.state
                     && matches!(starting.readiness.pace(), Pace::Path | Pace::Port)
                 {
@@ -151,6 +159,8 @@ impl Backend {
             State::Ready { began, .. } => (*began, true, Waiters::default()),
             State::Stopping(stopping) => {
                 if stopping.kill_at.take().is_some() {
+                    let lived = now.since(stopping.began);
+                    self.record(Happening::Exited { exit, lived, crash: false }, effects);
                     effects.push(Effect::End { generation });
                 }
                 return;
@@ -158,11 +168,14 @@ impl Backend {
             State::Inactive { .. } | State::Backoff { .. } | State::Failed { .. } => return,
         };
         let lived = now.since(began);
-        self.tell_holders(&News::Exited { generation, exit, lived }, effects);
         let finished = ready && exit == Exit::Code(0) && self.holds.is_empty();
-        let then = if finished { Then::Rest } else { self.crash(now, Cause::Exited { exit, ready }, lived) };
-        let observers = Waiters::default();
-        self.enter(now, State::Stopping(Stopping { waiters, observers, spawned: true, kill_at: None, then }));
+        self.record(Happening::Exited { exit, lived, crash: !finished }, effects);
+        self.tell_holders(&News::Exited { generation, exit, lived }, effects);
+        let (end, then) = match finished {
+            true => (End::Finished, Then::Rest),
+            false => (End::Crashed, self.crash(now, Cause::Exited { exit, ready }, lived)),
+        };
+        self.enter(now, State::Stopping(Stopping { waiters, ..Stopping::new(began, true, end, then) }));
         effects.push(Effect::End { generation });
     }
 
@@ -178,7 +191,12 @@ impl Backend {
     }
 
     fn after_the_end(&mut self, now: Timestamp, stopping: Stopping, trace: Trace, effects: &mut Vec<Effect>) {
-        let Stopping { waiters, observers, then, .. } = stopping;
+        let Stopping { waiters, observers, end, then, .. } = stopping;
+        match end {
+            End::Asked => self.record(Happening::Stopped, effects),
+            End::Finished => self.record(Happening::Finished, effects),
+            End::Crashed => {}
+        }
         effects.extend(observers.iter().map(|o| Effect::Stopped { ticket: o.ticket }));
         let wanted = !waiters.is_empty() || !self.holds.is_empty();
         match then {
@@ -186,6 +204,7 @@ impl Backend {
             Then::Rest if wanted => self.begin_start(now, waiters, effects),
             Then::Rest => self.enter(now, State::Inactive { not_before: None }),
             Then::Recover(recovery::Decision::Retry { at }, _) if wanted => {
+                self.record(Happening::Restarting { delay: at.since(now) }, effects);
                 self.tell_holders(&News::Restarting { delay: at.since(now) }, effects);
                 if at <= now {
                     self.begin_retry(now, waiters, effects);
@@ -200,6 +219,7 @@ impl Backend {
             Then::Recover(recovery::Decision::Refuse { until }, mut failure) => {
                 failure.trace = trace;
                 let refusal = failure.refusal(now, until);
+                self.record(Happening::Failed { refusal: Box::new(refusal.clone()) }, effects);
                 refuse_all(waiters, &refusal, effects);
                 self.tell_holders(&News::Failed { refusal: Box::new(refusal) }, effects);
                 self.enter(now, State::Failed { until, failure });
@@ -208,7 +228,7 @@ impl Backend {
     }
 
     pub(super) fn connections(&mut self, now: Timestamp, count: usize, effects: &mut Vec<Effect>) {
-        let State::Ready { idle_at, .. } = &mut self.state else { return };
+        let State::Ready { began, idle_at, .. } = &mut self.state else { return };
         let recheck = match self.policies.idle_timeout {
             _ if !self.holds.is_empty() => return,
             _ if self.draining => IDLE_RECHECK,
@@ -218,7 +238,9 @@ impl Backend {
         if count > 0 {
             *idle_at = Some(now + recheck);
         } else {
-            self.stop(now, true, Waiters::default(), Waiters::default(), Then::Rest, effects);
+            let why = if self.draining { Why::Drain } else { Why::Idle };
+            let stopping = Stopping::new(*began, true, End::Asked, Then::Rest);
+            self.stop(now, why, stopping, effects);
         }
     }
 
@@ -251,6 +273,7 @@ impl Backend {
             State::Stopping(stopping) => {
                 if stopping.spawned && stopping.kill_at.is_some_and(|time| time <= now) {
                     stopping.kill_at = None;
+                    self.record(Happening::Killed { after: now.since(self.since) }, effects);
                     effects.push(Effect::End { generation });
                 }
             }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use broker_proto::Refusal;
 
 use self::failure::Failure;
-pub(crate) use self::words::{Effect, Event, News, Policies, Progress, RETRY_HINT, Trace, View, Word};
+pub(crate) use self::words::{Effect, Event, Happening, News, Policies, Progress, RETRY_HINT, Trace, View, Why, Word};
 use super::Timestamp;
 use super::readiness::Readiness;
 use super::recovery::{self, Budget};
@@ -83,6 +83,8 @@ struct Starting {
 
 #[derive(Debug)]
 struct Stopping {
+    /// When the generation was started.
+    began: Timestamp,
     /// They wait for the next start.
     waiters: Waiters,
     /// They wait for the end of this.
@@ -90,7 +92,25 @@ struct Stopping {
     spawned: bool,
     /// When politeness is over; `None` once the rest is being ended.
     kill_at: Option<Timestamp>,
+    end: End,
     then: Then,
+}
+
+impl Stopping {
+    /// The end of what was started then, for which nobody waits yet.
+    fn new(began: Timestamp, spawned: bool, end: End, then: Then) -> Self {
+        let (waiters, observers) = (Waiters::default(), Waiters::default());
+        Self { began, waiters, observers, spawned, kill_at: None, end, then }
+    }
+}
+
+/// How an end came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It was asked to end.
+    Asked,
+    Crashed,
+    Finished,
 }
 
 /// What follows when nothing is left.
@@ -259,6 +279,10 @@ impl Backend {
         }
         let progress = self.progress(now);
         effects.extend(waiters.iter().map(|w| Effect::Progress { ticket: w.ticket, progress: progress.clone() }));
+    }
+
+    fn record(&self, happening: Happening, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Record { generation: self.generation, happening });
     }
 
     fn tell_holders(&self, news: &News, effects: &mut Vec<Effect>) {

@@ -8,7 +8,9 @@ use super::super::Timestamp;
 use super::super::readiness::Readiness;
 use super::super::time::millis_up;
 use super::super::waiters::{Ticket, Waiter, Waiters};
-use super::{Backend, Effect, News, Policies, RETRY_HINT, Starting, State, Stopping, Then, refuse_all};
+use super::{
+    Backend, Effect, End, Happening, News, Policies, RETRY_HINT, Starting, State, Stopping, Then, Why, refuse_all,
+};
 
 impl Backend {
     pub(super) fn hello(&mut self, now: Timestamp, waiter: Waiter, effects: &mut Vec<Effect>) {
@@ -90,6 +92,7 @@ impl Backend {
         let readiness = Readiness::new(self.policies.pace, self.policies.hard_ceiling);
         let starting = Starting { waiters, began: now, readiness, spawned: false, probe: None };
         self.enter(now, State::Starting(starting));
+        self.record(Happening::Starting { attempt: self.attempt }, effects);
         effects.push(Effect::Start { generation: self.generation });
         self.tell_waiters(now, effects);
     }
@@ -131,7 +134,7 @@ impl Backend {
     }
 
     pub(super) fn order_start(&mut self, now: Timestamp, waiter: Waiter, effects: &mut Vec<Effect>) {
-        self.draining = false;
+        self.end_drain(effects);
         self.budget.clear();
         match self.leave() {
             State::Backoff { mut waiters, .. } => {
@@ -158,6 +161,7 @@ impl Backend {
         self.holds.clear();
         self.budget.start_ended();
         let refusal = shutting_down("an operator stopped the backend");
+        let why = if observer.is_some() { Why::Order } else { Why::Shutdown };
         let mut observers = Waiters::default();
         observer.into_iter().for_each(|waiter| observers.join(waiter));
         match self.leave() {
@@ -168,26 +172,33 @@ impl Backend {
             State::Backoff { until, waiters } => {
                 refuse_all(waiters, &refusal, effects);
                 self.enter(now, State::Inactive { not_before: Some(until) });
+                self.record(Happening::Stopping { why }, effects);
+                self.record(Happening::Stopped, effects);
                 effects.extend(observers.iter().map(|o| Effect::Stopped { ticket: o.ticket }));
             }
             State::Starting(starting) => {
                 refuse_all(starting.waiters, &refusal, effects);
-                self.stop(now, starting.spawned, Waiters::default(), observers, Then::Rest, effects);
+                let stopping = Stopping::new(starting.began, starting.spawned, End::Asked, Then::Rest);
+                self.stop(now, why, Stopping { observers, ..stopping }, effects);
             }
-            State::Ready { .. } => self.stop(now, true, Waiters::default(), observers, Then::Rest, effects),
+            State::Ready { began, .. } => {
+                let stopping = Stopping::new(began, true, End::Asked, Then::Rest);
+                self.stop(now, why, Stopping { observers, ..stopping }, effects);
+            }
             State::Stopping(mut stopping) => {
                 refuse_all(stopping.waiters.take(), &refusal, effects);
                 observers.iter().for_each(|waiter| stopping.observers.join(waiter));
                 if matches!(stopping.then, Then::Start) {
                     stopping.then = Then::Rest;
                 }
+                self.ask_to_end(why, &mut stopping, effects);
                 self.state = State::Stopping(stopping);
             }
         }
     }
 
     pub(super) fn order_restart(&mut self, now: Timestamp, waiter: Waiter, effects: &mut Vec<Effect>) {
-        self.draining = false;
+        self.end_drain(effects);
         self.budget.clear();
         let mut waiters = Waiters::default();
         match self.leave() {
@@ -201,16 +212,19 @@ impl Backend {
             }
             State::Starting(mut starting) => {
                 starting.waiters.join(waiter);
-                self.stop(now, starting.spawned, starting.waiters, Waiters::default(), Then::Start, effects);
+                let stopping = Stopping::new(starting.began, starting.spawned, End::Asked, Then::Start);
+                self.stop(now, Why::Restart, Stopping { waiters: starting.waiters, ..stopping }, effects);
             }
-            State::Ready { .. } => {
+            State::Ready { began, .. } => {
                 waiters.join(waiter);
                 self.tell_holders(&News::Restarting { delay: Duration::ZERO }, effects);
-                self.stop(now, true, waiters, Waiters::default(), Then::Start, effects);
+                let stopping = Stopping::new(began, true, End::Asked, Then::Start);
+                self.stop(now, Why::Restart, Stopping { waiters, ..stopping }, effects);
             }
             State::Stopping(mut stopping) => {
                 stopping.waiters.join(waiter);
                 stopping.then = Then::Start;
+                self.ask_to_end(Why::Restart, &mut stopping, effects);
                 self.state = State::Stopping(stopping);
             }
         }
@@ -218,9 +232,16 @@ impl Backend {
 
     pub(super) fn order_drain(&mut self, effects: &mut Vec<Effect>) {
         if !std::mem::replace(&mut self.draining, true) {
+            self.record(Happening::Draining, effects);
             self.tell_holders(&News::Draining, effects);
         }
         self.stop_if_drained(effects);
+    }
+
+    fn end_drain(&mut self, effects: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.draining) {
+            self.record(Happening::DrainEnded, effects);
+        }
     }
 
     /// A drained backend without holds ends once the kernel says that nobody is connected.
@@ -231,21 +252,22 @@ impl Backend {
     }
 
     /// Begins to end the generation, politely.
-    pub(super) fn stop(
-        &mut self,
-        now: Timestamp,
-        spawned: bool,
-        waiters: Waiters,
-        observers: Waiters,
-        then: Then,
-        effects: &mut Vec<Effect>,
-    ) {
-        if spawned {
+    pub(super) fn stop(&mut self, now: Timestamp, why: Why, mut stopping: Stopping, effects: &mut Vec<Effect>) {
+        self.record(Happening::Stopping { why }, effects);
+        if stopping.spawned {
             effects.push(Effect::Terminate { generation: self.generation });
         }
-        let kill_at = Some(now + self.policies.stop_timeout);
-        self.enter(now, State::Stopping(Stopping { waiters, observers, spawned, kill_at, then }));
+        stopping.kill_at = Some(now + self.policies.stop_timeout);
+        self.enter(now, State::Stopping(stopping));
         self.tell_waiters(now, effects);
+    }
+
+    /// An order finds the generation on its way out; if it went by itself, it goes as ordered from now on.
+    fn ask_to_end(&self, why: Why, stopping: &mut Stopping, effects: &mut Vec<Effect>) {
+        if stopping.end != End::Asked {
+            stopping.end = End::Asked;
+            self.record(Happening::Stopping { why }, effects);
+        }
     }
 
     pub(super) fn redefine(&mut self, now: Timestamp, policies: Policies) {

@@ -9,18 +9,21 @@ use super::super::simulation::policies;
 use super::*;
 
 mod orders;
+mod record;
 
 /// A backend in a world of plain numbers.
 struct Scene {
     backend: Backend,
     now: Timestamp,
     next_ticket: u64,
+    /// What was put down, with the generation that it is about.
+    record: Vec<(u64, Happening)>,
 }
 
 impl Scene {
     fn new(policies: Policies) -> Self {
         let now = Timestamp::from_nanos(1_000_000_000_000);
-        Self { backend: Backend::new(now, policies), now, next_ticket: 0 }
+        Self { backend: Backend::new(now, policies), now, next_ticket: 0, record: Vec::new() }
     }
 
     /// A backend that is ready, held by the ticket that is returned.
@@ -41,11 +44,17 @@ impl Scene {
         (waiter.ticket, self.told(Event::Hello(waiter)))
     }
 
-    /// What follows from an event, progress reports aside.
+    /// What follows from an event, progress reports and the record aside.
     fn told(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.backend.handle(self.now, event, &mut effects);
-        effects.retain(|effect| !matches!(effect, Effect::Progress { .. }));
+        effects.retain(|effect| match effect {
+            Effect::Record { generation, happening } => {
+                self.record.push((*generation, happening.clone()));
+                false
+            }
+            effect => !matches!(effect, Effect::Progress { .. }),
+        });
         effects
     }
 

@@ -39,7 +39,7 @@ pub(crate) enum Event {
     Withdraw(Ticket),
     /// An operator orders a start.
     Start(Waiter),
-    /// An operator orders a stop, and may wait for its end.
+    /// An operator orders a stop and waits for its end; without one who waits it is the broker itself that ends.
     Stop(Option<Waiter>),
     /// An operator orders a stop and a start.
     Restart(Waiter),
@@ -109,6 +109,8 @@ pub(crate) enum Effect {
     Progress { ticket: Ticket, progress: Progress },
     /// Tell one who holds what happened.
     Tell { ticket: Ticket, news: News },
+    /// Put down what happened, whether anybody holds the backend or not.
+    Record { generation: u64, happening: Happening },
 }
 
 /// What is going on, for one who waits.
@@ -140,6 +142,68 @@ pub(crate) enum News {
     Draining,
     /// The hold is over.
     Stopped,
+}
+
+/// What happened, for the record. Each is said once; the driver adds process numbers and the endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Happening {
+    /// A generation begins.
+    Starting { attempt: u32 },
+    /// Its program runs.
+    Started,
+    /// Its first process ended on purpose, and another one is followed.
+    Forked,
+    /// It serves.
+    Ready { after: Duration },
+    /// Its main process ended by itself or as it was asked to; `crash` says that recovery counts it.
+    Exited { exit: Exit, lived: Duration, crash: bool },
+    /// It did not end in the time that it had, and is ended.
+    Killed { after: Duration },
+    /// It is to be started again, if somebody still wants it then.
+    Restarting { delay: Duration },
+    /// It will not be started before the refusal's time is over.
+    Failed { refusal: Box<Refusal> },
+    /// It is asked to end.
+    Stopping { why: Why },
+    /// What was asked to end is gone.
+    Stopped,
+    /// It ended by itself while nobody held it, which is no crash, and is gone.
+    Finished,
+    /// It takes no new holds.
+    Draining,
+    /// It takes new holds again.
+    DrainEnded,
+}
+
+/// Why a backend is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// An operator ordered it.
+    Order,
+    /// An operator ordered another start.
+    Restart,
+    /// Nobody has held it for its idle timeout, nor is connected.
+    Idle,
+    /// It was drained, and its last hold is gone.
+    Drain,
+    /// The broker ends.
+    Shutdown,
+    /// It was not ready in time.
+    Ceiling,
+}
+
+impl Why {
+    /// The reason as `--json` prints it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Order => "order",
+            Self::Restart => "restart",
+            Self::Idle => "idle",
+            Self::Drain => "drain",
+            Self::Shutdown => "shutdown",
+            Self::Ceiling => "ceiling",
+        }
+    }
 }
 
 /// What `status` shows.

@@ -8,6 +8,7 @@ use broker_proto::{Code, Exit, State};
 use super::super::Timestamp;
 use super::super::backend::{Effect, Event, News, Policies, Ticket, View};
 use super::super::recovery;
+use super::record::Recorded;
 
 #[derive(Debug, Clone, Copy)]
 struct Asked {
@@ -34,6 +35,7 @@ struct Known {
     retried: bool,
     /// When the newest generation crashed, if that is how it ended.
     crashed: Option<Timestamp>,
+    record: Recorded,
     /// What was seen before this event.
     before: Option<View>,
 }
@@ -53,6 +55,7 @@ impl Invariants {
             stopped: false,
             retried: false,
             crashed: None,
+            record: Recorded::default(),
             before: None,
         });
         Self { asked: HashMap::new(), known: known.collect() }
@@ -130,9 +133,11 @@ impl Invariants {
                 | Effect::End { .. }
                 | Effect::CountConnections { .. }
                 | Effect::Progress { .. }
-                | Effect::Tell { .. } => {}
+                | Effect::Tell { .. }
+                | Effect::Record { .. } => {}
             }
         }
+        known.record.take(known.before.as_ref(), event, view, effects);
         if view.state == State::Failed {
             (known.retried, known.crashed) = (false, None);
         }

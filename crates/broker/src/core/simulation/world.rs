@@ -24,6 +24,8 @@ struct Process {
     /// When it serves.
     ready_at: Option<Timestamp>,
     ignores_terminate: bool,
+    /// The machine was told that it runs. No exit is seen before that.
+    started: bool,
     ended: bool,
 }
 
@@ -160,6 +162,7 @@ impl World {
     /// Ends a daemon's main process without being asked.
     fn kill(&mut self, at: usize) {
         if let Some(process) = self.daemons[at].process
+            && process.started
             && !process.ended
         {
             let exit = if self.rng.bool() { Exit::Signal(9) } else { Exit::Code(0) };
@@ -213,6 +216,10 @@ impl World {
                 if process.is_some_and(|p| p.generation == generation && !p.ended) {
                     self.exit(at, exit);
                 }
+            }
+            Event::Started { .. } => {
+                self.daemons[at].process.as_mut().expect("it has a process").started = true;
+                self.handle(at, event);
             }
             Event::StartFailed { .. } => {
                 self.invariants.gone(at);
@@ -281,7 +288,8 @@ impl World {
             | Effect::Refuse { .. }
             | Effect::Stopped { .. }
             | Effect::Progress { .. }
-            | Effect::Tell { .. } => {}
+            | Effect::Tell { .. }
+            | Effect::Record { .. } => {}
         }
     }
 
@@ -296,7 +304,8 @@ impl World {
         let ready_in = Duration::from_millis(self.rng.u64(0..if self.faulty { 1500 } else { 100 }));
         let ready_at = (fault != 0).then(|| self.now + takes + ready_in);
         let ignores_terminate = fault == 1;
-        self.daemons[at].process = Some(Process { generation, ready_at, ignores_terminate, ended: false });
+        self.daemons[at].process =
+            Some(Process { generation, ready_at, ignores_terminate, started: false, ended: false });
         self.plan(takes, at, Event::Started { generation });
         if matches!(fault, 2 | 3) {
             let lives = takes + Duration::from_millis(self.rng.u64(0..4000));

@@ -47,7 +47,7 @@ x.toml:14:1: unknown key `colour` in [log], known are `max_bytes` and `keep`
 x.toml:1:1: unknown key `name` at the top of the file, it belongs in [service]
 x.toml:2:1: unknown key `probe` at the top of the file, it belongs in [readiness]
 ");
-    assert_snapshot!(added("[\"a\\nb\"]"), @r"x.toml:6:2: unknown table `[a\nb]`, known are `[service]`, `[service.environment]`, `[[version]]`, `[versions]`, `[endpoint]`, `[readiness]`, `[recovery]`, `[lifecycle]`, `[log]` and `[access]`");
+    assert_snapshot!(added("[\"a\\nb\"]"), @r"x.toml:6:2: unknown table `[a\nb]`, known are `[service]`, `[service.environment]`, `[[version]]`, `[versions]`, `[endpoint]`, `[readiness]`, `[recovery]`, `[lifecycle]`, `[session]`, `[log]` and `[access]`");
 }
 
 #[test]
@@ -221,6 +221,16 @@ x.toml:8:8: `keep` in [log]: expected a whole number from 0 to 4294967295, found
 x.toml:7:13: `max_bytes` in [log]: must be more than zero bytes
 x.toml:8:8: `keep` in [log]: expected a whole number from 0 to 4294967295, found the string `5`
 ");
+}
+
+#[test]
+fn sessions() {
+    assert_snapshot!(added("[session]\nresume = \"reconect\""), @"x.toml:7:10: `resume` in [session]: expected `none` or `reconnect`, found `reconect`, did you mean `reconnect`?");
+    assert_snapshot!(added("[session]\nresume = true"), @r#"x.toml:7:10: `resume` in [session]: expected a string, found the boolean `true`: write it in quotes, "true""#);
+    assert_snapshot!(added("[sesion]\nresume = \"none\""), @"x.toml:6:2: unknown table `[sesion]`, did you mean `[session]`?");
+    assert_snapshot!(added("[session]\nresum = \"none\""), @"x.toml:7:1: unknown key `resum` in [session], did you mean `resume`?");
+    assert_snapshot!(added("[lifecycle]\nresume = \"none\""), @"x.toml:7:1: unknown key `resume` in [lifecycle], it belongs in [session]");
+    assert_snapshot!(problems(&format!("session = \"reconnect\"\n{NAMED}{VERSION}")), @"x.toml:1:1: `session` is a table: write it as [session]");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{NAMED, VERSION, definition, service};
 use crate::services::definition::{Lifecycle, Log, Recovery};
-use crate::services::{Endpoint, Probe, Template};
+use crate::services::{Endpoint, Probe, Resume, Template};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -32,6 +32,7 @@ fn the_least_file_has_all_defaults() {
         umask: 0o077,
     };
     assert_eq!(definition.lifecycle, lifecycle);
+    assert_eq!(definition.session.resume, Resume::None);
     assert_eq!(definition.log, Log { max_bytes: 16 * 1024 * 1024, keep: 5 });
 }
 
@@ -68,6 +69,8 @@ fn every_key_of_the_design_is_read() {
         stop_timeout = "0s"
         working_directory = "{state_dir}/data"
         umask = "0022"
+        [session]
+        resume = "reconnect"
         [log]
         max_bytes = "1MiB"
         keep = 0
@@ -97,6 +100,7 @@ fn every_key_of_the_design_is_read() {
     assert_eq!((lifecycle.idle_timeout, lifecycle.stop_timeout), (Some(MS(86_400_000)), MS(0)));
     assert_eq!((lifecycle.stop_signal, lifecycle.umask), (Signal::SIGINT, 0o022));
     assert_eq!(lifecycle.working_directory.to_string(), "{state_dir}/data");
+    assert_eq!(definition.session.resume, Resume::Reconnect);
     assert_eq!(definition.log, Log { max_bytes: 1 << 20, keep: 0 });
 }
 
@@ -148,7 +152,13 @@ fn a_definition_changes_with_what_a_backend_is_run_with_and_nothing_else() {
     assert_eq!(base, definition("[lifecycle]\nstop_timeout = \"10s\""), "a default that is written out");
     assert_eq!(base, definition("[access]\nusers = [1000]"));
     assert_eq!(base, definition("[versions]\nminimum = \"6\""));
-    for lines in ["[log]\nkeep = 1", "[lifecycle]\numask = \"0022\"", "[service.environment]\nset = { A = \"b\" }"] {
+    assert_eq!(base, definition("[session]\nresume = \"none\""));
+    for lines in [
+        "[log]\nkeep = 1",
+        "[session]\nresume = \"reconnect\"",
+        "[lifecycle]\numask = \"0022\"",
+        "[service.environment]\nset = { A = \"b\" }",
+    ] {
         assert_ne!(base, definition(lines), "{lines}");
     }
 }

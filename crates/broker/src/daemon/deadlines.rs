@@ -1,0 +1,93 @@
+//! The one timer: which deadline it is set to, and what is done when it fires.
+
+use std::os::fd::AsFd;
+use std::rc::{Rc, Weak};
+
+use broker_proto::{Reconnect, State};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::task::{spawn_local, yield_now};
+
+use super::clock::now;
+use super::driver::Driver;
+use super::perform::connections;
+use super::session::Session;
+use super::{RECONNECT_AFTER_MS, tell_manager};
+use crate::core::backend::Event;
+
+/// How many sessions are given a sign of life before others have their turn.
+const BEATS_AT_ONCE: usize = 64;
+
+impl Driver {
+    /// Sets the timer to the first deadline of all.
+    pub(super) fn arm(&self) {
+        let all = [self.registry.next_deadline(), self.heartbeat.next_deadline(), self.idle_exit.next_deadline()];
+        self.timer.arm(all.into_iter().flatten().min());
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&mut self) {
+        // Once each: where a probe costs more than its interval the others have their turn in between.
+        for id in self.registry.due(now()) {
+            self.dispatch(id, Event::Tick);
+        }
+        if self.heartbeat.take_due(now()) {
+            self.beat();
+        }
+        if self.idle_exit.take_due(now()) && self.leaving.is_none() {
+            if self.is_used() {
+                self.idle_exit.still_used(now());
+            } else {
+                self.leave_unused();
+            }
+        }
+        self.arm();
+    }
+
+    /// Gives every session a sign of life. A session that ends meanwhile is not kept for that.
+    fn beat(&self) {
+        let sessions: Vec<Weak<Session>> = self.sessions.values().map(|c| Rc::downgrade(&c.session)).collect();
+        spawn_local(async move {
+            for some in sessions.chunks(BEATS_AT_ONCE) {
+                some.iter().filter_map(Weak::upgrade).for_each(|session| session.beat());
+                yield_now().await;
+            }
+        });
+    }
+
+    /// Ends a broker that nobody uses. A client that comes this very moment is told to come back.
+    fn leave_unused(&mut self) {
+        let after = self.config.idle_exit.unwrap_or_default();
+        tracing::info!("nobody has used this broker for {after:?}: it leaves");
+        tell_manager(&[sd_notify::NotifyState::Stopping]);
+        self.leave(Reconnect::After { ms: RECONNECT_AFTER_MS });
+    }
+
+    /// Whether anybody uses the broker though no session is open. A backend that is merely there is not used.
+    fn is_used(&self) -> bool {
+        if is_awaited(&self.listener) {
+            tracing::info!("still in use: a client waits to be let in");
+            return true;
+        }
+        self.registry.iter().any(|(id, key, backend)| match backend.view(now()).state {
+            State::Starting => {
+                tracing::info!(backend = %key, "still in use: it is starting");
+                true
+            }
+            State::Ready => {
+                let running = self.hosted.get(&id).and_then(|hosted| hosted.running.as_ref());
+                let connections = running.map_or(0, |running| connections(&running.endpoint));
+                if connections > 0 {
+                    tracing::info!(backend = %key, connections, "still in use");
+                }
+                connections > 0
+            }
+            State::Inactive | State::Backoff | State::Failed | State::Stopping => false,
+        })
+    }
+}
+
+/// Whether somebody has connected who was not accepted yet: after the broker was stopped for a while that may be so.
+fn is_awaited(listener: &impl AsFd) -> bool {
+    let mut listening = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut listening, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
