@@ -111,7 +111,7 @@ impl Client {
                 Answer::Backend { standing, descriptor } => {
                     Some(Held::new(standing, descriptor, request, hold, client))
                 }
-                Answer::Document(_) => None,
+                Answer::Document(_) | Answer::Pong => None,
             }),
         };
         Pending::new(Arc::clone(&self.shared.handle), request_id, ask, terms)
@@ -128,10 +128,24 @@ impl Client {
             what: "the broker's answer to an operator's order".to_owned(),
             finish: Box::new(|answer, _| match answer {
                 Answer::Document(json) => Some(json),
-                Answer::Backend { .. } => None,
+                Answer::Backend { .. } | Answer::Pong => None,
             }),
         };
         Pending::new(Arc::clone(&self.shared.handle), self.next_request_id(), Ask::Admin(request), terms)
+    }
+
+    /// Asks the broker for a sign of life. What it told before has arrived when this is answered, so
+    /// [`events`](Self::events) has it.
+    pub fn ping(&self) -> Pending<()> {
+        let terms = Terms {
+            deadline: self.shared.settings.deadline,
+            what: "the broker's sign of life".to_owned(),
+            finish: Box::new(|answer, _| match answer {
+                Answer::Pong => Some(()),
+                Answer::Backend { .. } | Answer::Document(_) => None,
+            }),
+        };
+        Pending::new(Arc::clone(&self.shared.handle), self.next_request_id(), Ask::Ping, terms)
     }
 
     /// Connects to a backend of the default instance, which is started if it does not run.

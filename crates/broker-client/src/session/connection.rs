@@ -188,6 +188,9 @@ impl Session {
                 has_served = true;
                 let _ = reply.answer.send(Ok(Answer::Document(json)));
             }
+            Action::Pong { reply } => {
+                let _ = reply.answer.send(Ok(Answer::Pong));
+            }
             Action::Refuse { reply, refusal } => {
                 has_served = true;
                 let _ = reply.answer.send(Err(Error::Refused(Box::new(refusal))));

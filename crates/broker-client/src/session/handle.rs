@@ -26,6 +26,8 @@ pub(crate) enum Answer {
     Backend { standing: watch::Receiver<Standing>, descriptor: Option<OwnedFd> },
     /// An operator's document.
     Document(String),
+    /// A sign of life.
+    Pong,
 }
 
 /// Where the progress and the answer of one request go.

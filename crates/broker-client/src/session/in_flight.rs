@@ -29,13 +29,15 @@ pub(crate) enum Ask {
     Hello { hello: Hello, due: Option<Instant> },
     /// An operator's order or report.
     Admin(AdminRequest),
+    /// A sign of life.
+    Ping,
 }
 
 impl Ask {
     /// Whether it may be sent a second time, after a broker that may have acted on the first.
     fn is_repeatable(&self) -> bool {
         match self {
-            Self::Hello { .. } => true,
+            Self::Hello { .. } | Self::Ping => true,
             Self::Admin(request) => match request {
                 AdminRequest::Status
                 | AdminRequest::Services
@@ -67,6 +69,7 @@ impl Ask {
                 ClientMessage::Hello(Hello { deadline_ms, ..hello.clone() })
             }
             Self::Admin(request) => ClientMessage::Admin { request_id, request: request.clone() },
+            Self::Ping => ClientMessage::Ping { nonce: request_id },
         }
     }
 }
@@ -79,6 +82,8 @@ pub(crate) enum Action<'a, R> {
     Grant { reply: R, standing: watch::Receiver<Standing> },
     /// Hands over the document.
     Document { reply: R, json: String },
+    /// Tells the one who asked that the broker lives.
+    Pong { reply: R },
     /// Tells the one who asked that the broker said No.
     Refuse { reply: R, refusal: Refusal },
     /// The broker said No without saying to which request: all who wait are told.
@@ -205,10 +210,17 @@ impl<R> InFlight<R> {
                 self.going_away.get_or_insert(reconnect);
                 Action::GoAway(reconnect)
             }
-            ServerMessage::Pong { .. } | ServerMessage::Heartbeat => Action::Ignore("a sign of life"),
+            ServerMessage::Pong { nonce } => match self.waiting.get(&nonce) {
+                Some(Waiting { ask: Ask::Ping, .. }) => match self.waiting.remove(&nonce) {
+                    Some(Waiting { reply, .. }) => Action::Pong { reply },
+                    None => Action::Ignore("a sign of life"),
+                },
+                Some(_) | None => Action::Ignore("a sign of life"),
+            },
+            ServerMessage::Heartbeat => Action::Ignore("a sign of life"),
             ServerMessage::AdminReply { request_id, json } => match self.answered(request_id) {
                 Some((Ask::Admin(_), reply)) => Action::Document { reply, json },
-                Some((Ask::Hello { .. }, reply)) => wrong_answer(request_id, reply),
+                Some((Ask::Hello { .. } | Ask::Ping, reply)) => wrong_answer(request_id, reply),
                 None => Action::Ignore("reply to a request that does not wait"),
             },
         }
@@ -260,7 +272,7 @@ impl<R> InFlight<R> {
             Some((Ask::Hello { hello, .. }, reply)) => {
                 Action::Grant { reply, standing: self.holds.enter(hello, negotiated) }
             }
-            Some((Ask::Admin(_), reply)) => wrong_answer(request_id, reply),
+            Some((Ask::Admin(_) | Ask::Ping, reply)) => wrong_answer(request_id, reply),
             None => Action::Release(request_id),
         }
     }

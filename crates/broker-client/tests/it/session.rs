@@ -228,3 +228,19 @@ async fn no_broker_lists_what_was_tried() {
     let Error::NoBroker { tried } = &error else { panic!("{error:?}") };
     assert_eq!(tried.iter().map(|(path, _)| path).collect::<Vec<_>>(), [&absent]);
 }
+
+#[tokio::test]
+async fn a_pong_comes_after_what_was_told_before_it() {
+    let broker = Broker::new();
+    let (client, mut peer) = broker.session().await;
+    let mut events = client.events();
+    let pending = client.ping();
+    peer.greet().await;
+    let Some(ClientMessage::Ping { nonce }) = peer.hear_any().await else { panic!("no ping") };
+    peer.go_away(broker_proto::Reconnect::Never).await;
+    peer.say(ServerMessage::Pong { nonce: nonce + 1 }).await;
+    peer.say(ServerMessage::Pong { nonce }).await;
+    soon(pending).await.expect("answered");
+    let told = soon(events.next()).await;
+    assert_eq!(told, Some(broker_client::SessionEvent::GoAway(broker_proto::Reconnect::Never)));
+}

@@ -27,7 +27,10 @@ pub(super) async fn fate(session: &Session<'_>, held: &Held, before: &Negotiated
     let name = format!("{}@{}", before.service, before.version);
     let request =
         Request::new(&before.service).instance(&before.instance).version(&before.version).found_dead(before.generation);
-    let mut answer = std::pin::pin!(session.client.resolve(request).into_future());
+    // What was told of it already may be enough: a Hello would start it again that an operator stopped.
+    let mut heard = std::pin::pin!(session.client.ping().into_future());
+    let mut has_heard = false;
+    let mut answer = std::pin::pin!(async { session.client.resolve(request).await });
     let mut broker_is_another = false;
     loop {
         // What happened is told before the answer that follows from it.
@@ -54,7 +57,12 @@ pub(super) async fn fate(session: &Session<'_>, held: &Held, before: &Negotiated
                 None if !session.is_kept => return Fate::Closed,
                 None => return Fate::Lost(session.client.closed().await.into()),
             },
-            answer = &mut answer => return match answer {
+            pong = &mut heard, if !has_heard => match pong {
+                Ok(()) => has_heard = true,
+                Err(_) if !session.is_kept => return Fate::Closed,
+                Err(error) => return Fate::Lost(error.into()),
+            },
+            answer = &mut answer, if has_heard => return match answer {
                 Ok(now) if is_same(before, &now.negotiated(), broker_is_another) => Fate::Closed,
                 Ok(_) if broker_is_another => {
                     Fate::Crashed(format!("{name} ended with its broker, and the connection with it"))

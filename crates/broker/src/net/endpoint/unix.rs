@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -16,7 +18,11 @@ use nix::unistd::Pid;
 use super::{BACKLOG, ConnectError, EndpointError, Probe, SOCKET_PATH_MAX};
 use crate::net::ownership::Backend;
 use crate::net::sock_diag::is_bound_unix;
-use crate::process::identity::command_name;
+use crate::process::identity::{self, command_name};
+
+/// How long those who inherited a socket may take to end, and how often it is looked.
+const HEIRS_MAX: Duration = Duration::from_secs(2);
+const HEIRS_PAUSE: Duration = Duration::from_millis(5);
 
 /// What became of a dead backend's socket file.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,7 +56,7 @@ pub(crate) fn prepare_unix(path: &Path) -> Result<(), EndpointError> {
         made.map_err(|source| EndpointError::Folder { path: folder.to_owned(), source })?;
     }
     let failed = |action, source| EndpointError::Io { action, endpoint: path.display().to_string(), source };
-    match look(path).map_err(|source| failed("look at", source))? {
+    match look_twice(path).map_err(|source| failed("look at", source))? {
         Found::Absent => Ok(()),
         Found::NotASocket => Err(EndpointError::NotASocket { path: path.to_owned() }),
         Found::Alive(pid) => Err(EndpointError::taken(path.display().to_string(), pid)),
@@ -65,6 +71,20 @@ pub(crate) fn remove_dead_unix(path: &Path) -> io::Result<Removal> {
         Found::NotASocket => Ok(Removal::NotASocket),
         Found::Alive(_) => Ok(Removal::Alive),
         Found::Dead => fs::remove_file(path).map(|()| Removal::Removed),
+    }
+}
+
+/// Looks again for a while if the one who bound the socket is gone: then it is kept by processes that inherited it, and
+/// those of a killed broker are just ending. Their sockets close a little after their files have gone from `/proc`.
+fn look_twice(path: &Path) -> io::Result<Found> {
+    let give_up = Instant::now() + HEIRS_MAX;
+    loop {
+        let found = look(path)?;
+        let is_inherited = matches!(found, Found::Alive(Some(pid)) if matches!(identity::stat(pid), Ok(None)));
+        if !is_inherited || Instant::now() >= give_up {
+            return Ok(found);
+        }
+        thread::sleep(HEIRS_PAUSE);
     }
 }
 
