@@ -12,7 +12,7 @@ use broker_tests::{Broker, Connection, Output, Running, Service, Session, Setup,
 use nix::unistd::{Gid, Group, Uid, User};
 
 /// nobody, everywhere.
-const OTHER: u32 = 65534;
+pub(crate) const OTHER: u32 = 65534;
 
 broker_tests::trials![
     another_user_is_rejected_unless_the_service_admits_it,
@@ -33,18 +33,18 @@ pub(crate) fn hindrance() -> Option<&'static str> {
 }
 
 /// The other user's name and its group's.
-fn own_names() -> Option<(String, String)> {
+pub(crate) fn own_names() -> Option<(String, String)> {
     let user = User::from_uid(Uid::from_raw(OTHER)).ok()??;
     let group = Group::from_gid(Gid::from_raw(OTHER)).ok()??;
     Some((user.name, group.name))
 }
 
 /// A broker whose socket the other user's group may open, and a brokerctl that it can execute.
-fn shared_broker(services: &[&Service]) -> Broker {
+pub(crate) fn shared_broker(services: &[&Service]) -> Broker {
     let (_, group) = own_names().expect("known");
     let setup = Setup::new().config(&format!("socket_group = {group:?}\n"));
     fs::set_permissions(setup.folder(), fs::Permissions::from_mode(0o755)).expect("own folder");
-    fs::copy(sibling("brokerctl"), setup.folder().join("brokerctl")).expect("a copy that others can execute");
+    copy_brokerctl(setup.folder());
     services.iter().fold(setup, |setup, service| setup.service(service)).start()
 }
 
@@ -79,6 +79,8 @@ fn an_operators_orders_are_for_the_brokers_own_user() {
         &["start", "x"],
         &["restart", "x"],
         &["drain", "x"],
+        &["events"],
+        &["events", "-f", "x"],
         &["reload"],
         &["shutdown"],
     ] {
@@ -134,8 +136,15 @@ fn a_connected_socket_needs_the_services_consent() {
 fn a_socket_that_may_not_be_opened_is_not_permitted() {
     let setup = Setup::new();
     fs::set_permissions(setup.folder(), fs::Permissions::from_mode(0o755)).expect("own folder");
-    fs::copy(sibling("brokerctl"), setup.folder().join("brokerctl")).expect("a copy that others can execute");
+    copy_brokerctl(setup.folder());
     let broker = setup.service(&Service::fake("x", &[])).start();
     let output = ctl_as_other(&broker, &["resolve", "x"]).exits(77);
     assert!(output.stderr.contains("broker.sock"), "{}", output.stderr);
+}
+
+/// Puts a brokerctl where others can execute it. Another process writes it: a program that is open for writing in this
+/// one, or in a fork of another trial, cannot be executed (ETXTBSY).
+pub(crate) fn copy_brokerctl(folder: &std::path::Path) {
+    let copied = std::process::Command::new("cp").arg(sibling("brokerctl")).arg(folder.join("brokerctl")).status();
+    assert!(copied.expect("cp is there").success(), "brokerctl can be copied");
 }

@@ -3,16 +3,30 @@
 //! Each module is one theme; what is in it is listed at its head. The slow ones come first: tests run several at a time.
 
 mod access;
+mod autostart;
+mod background;
+mod blocking;
+mod bridging;
+mod doubts;
 mod ends;
+mod events;
+mod examples;
 mod files;
+mod following;
+mod healing;
+mod heartbeats;
 mod hygiene;
+mod idle_exit;
 mod library;
 mod lifecycle;
+mod namespaces;
 mod operators;
+mod python;
 mod racing;
 mod readiness;
 mod recovery;
 mod refusals;
+mod resumable;
 mod robustness;
 mod streams;
 mod waiters;
@@ -21,26 +35,47 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let modules = [
+        healing::RESTARTS,
+        healing::TRIALS,
+        heartbeats::TRIALS,
+        idle_exit::TRIALS,
         readiness::TRIALS,
         recovery::TRIALS,
+        doubts::TRIALS,
         ends::TRIALS,
+        background::TRIALS,
+        autostart::TRIALS,
         racing::TRIALS,
         lifecycle::TRIALS,
         waiters::TRIALS,
         hygiene::TRIALS,
         refusals::TRIALS,
         operators::TRIALS,
+        events::TRIALS,
+        following::TRIALS,
+        resumable::TRIALS,
         files::TRIALS,
         robustness::TRIALS,
         streams::TRIALS,
+        bridging::TRIALS,
         library::TRIALS,
+        blocking::TRIALS,
+        examples::TRIALS,
     ];
-    let mut trials: Vec<_> =
-        modules.into_iter().flatten().map(|&(name, test)| broker_tests::trial(name, test)).collect();
-    let hindrance = access::hindrance();
-    trials.extend(access::TRIALS.iter().map(|&(name, test)| match hindrance {
-        Some(reason) => broker_tests::skipped(name, reason),
-        None => broker_tests::trial(name, test),
-    }));
+    let needy = [
+        (python::TRIALS, python::hindrance()),
+        (python::another_user::TRIALS, python::another_user::hindrance()),
+        (namespaces::TRIALS, namespaces::hindrance()),
+        (namespaces::in_python::TRIALS, namespaces::in_python::hindrance()),
+        (access::TRIALS, access::hindrance()),
+    ];
+    let others = modules.into_iter().map(|module| (module, None));
+    let mut trials = Vec::new();
+    for (module, hindrance) in needy.into_iter().chain(others) {
+        trials.extend(module.iter().map(|&(name, test)| match hindrance {
+            Some(reason) => broker_tests::skipped(name, reason),
+            None => broker_tests::trial(name, test),
+        }));
+    }
     broker_tests::run(trials).exit_code()
 }
