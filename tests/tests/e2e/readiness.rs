@@ -96,10 +96,10 @@ fn a_notification_extends_the_ceiling() {
     let gate = setup.path("gate");
     let arguments = ["--notify", "--extend", "60000000", "--ready-when", &gate];
     let service = Service::fake("long", &arguments);
-    let service = service.toml("[readiness]\nprobe = \"notify\"\nhard_ceiling = \"500ms\"");
+    let service = service.toml("[readiness]\nprobe = \"notify\"\nhard_ceiling = \"2s\"");
     let broker = setup.service(&service).start();
     let client = broker.ctl_in_background(&["--json", "resolve", "long"]);
-    let backend = broker.wait_backend("long", "past its ceiling", |b| b["state_for_ms"].as_u64() >= Some(1500));
+    let backend = broker.wait_backend("long", "past its ceiling", |b| b["state_for_ms"].as_u64() >= Some(3000));
     assert_eq!((&backend["state"], &backend["attempt"]), (&"starting".into(), &0.into()));
     broker.open_gate("gate");
     assert_eq!(client.finish().done().json()["generation"], 1);
