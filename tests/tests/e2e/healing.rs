@@ -27,6 +27,7 @@ trials![
     what_is_held_is_connected_to_after_a_restart,
     a_delivered_socket_is_had_again_after_a_restart,
     a_delivered_socket_that_died_before_its_use_is_replaced,
+    what_is_held_again_is_not_idle_until_it_is_dropped,
 ];
 
 /// Settings of a client that comes back soon and does not give up.
@@ -263,5 +264,27 @@ fn a_delivered_socket_that_died_before_its_use_is_replaced() {
             let mut stream = held.connect().await.expect("another is delivered");
             assert_eq!(who(&mut stream).await.expect("served"), pid(&broker, service), "{service}");
         }
+    });
+}
+
+fn what_is_held_again_is_not_idle_until_it_is_dropped() {
+    const IDLE: &str = "[lifecycle]\nidle_timeout = \"200ms\"";
+    let mut broker = Broker::start(&[&Service::fake("held", &[]).toml(IDLE), &Service::fake("free", &[]).toml(IDLE)]);
+    block_on(async {
+        let client = eager(&broker).connect().await.expect("it accepts");
+        let mut events = client.events();
+        let held = client.resolve(Request::new("held")).await.expect("ready");
+        kill_and_start_again(&mut broker);
+        wait_event(&mut events, |event| *event == SessionEvent::Reconnected).await;
+        for generation in 1..=3 {
+            let free = client.resolve(Request::new("free")).await.expect("ready");
+            assert_eq!(free.generation(), generation);
+            drop(free);
+            broker.wait_state("free", "inactive");
+        }
+        let backend = broker.backend("held");
+        assert_eq!((&backend["state"], &backend["generation"]), (&json!("ready"), &json!(1)));
+        drop(held);
+        broker.wait_state("held", "inactive");
     });
 }
