@@ -204,12 +204,18 @@ fn deadline_of(request: &AdminRequest) -> Option<Duration> {
         AdminRequest::Start { deadline_ms, .. }
         | AdminRequest::Stop { deadline_ms, .. }
         | AdminRequest::Restart { deadline_ms, .. } => deadline_ms.map(Duration::from_millis),
-        AdminRequest::Events { wait_ms, .. } => wait_ms.map(Duration::from_millis),
+        AdminRequest::Events { wait_ms, .. } | AdminRequest::Wait { wait_ms, .. } => wait_ms.map(Duration::from_millis),
         AdminRequest::Status
         | AdminRequest::Services
         | AdminRequest::Drain { .. }
         | AdminRequest::Logs { .. }
         | AdminRequest::Reload
+        | AdminRequest::Release { .. }
+        | AdminRequest::Run { .. }
+        | AdminRequest::Processes { .. }
+        | AdminRequest::Cancel { .. }
+        | AdminRequest::Prune { .. }
+        | AdminRequest::HandOver
         | AdminRequest::Shutdown => None,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `PROTOCOL.md` beside this crate describes the same for those who write a client in another language.
 
+mod admin;
 mod codec;
 mod frame;
 mod message;
@@ -9,14 +10,15 @@ mod name;
 mod refusal;
 mod version;
 
+pub use admin::{AdminRequest, ProcessSpec, Selection, Target, Work};
 pub use codec::{CodecError, decode, encode_frame};
 pub use frame::{
     FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LENGTH_BYTES, LOWEST_VERSION, MAGIC, Preamble, Reassembler,
 };
 pub use message::{
-    AdminRequest, ClientInfo, ClientMessage, Delivery, Endpoint, Event, Exit, HEARTBEAT_INTERVAL, Hello, Negotiated,
-    Progress, Reconnect, RequestId, Selection, ServerMessage, State, Target,
+    ClientInfo, ClientMessage, Delivery, Endpoint, Event, Exit, HEARTBEAT_INTERVAL, Hello, Negotiated, Progress,
+    Reconnect, RequestId, ServerMessage, State,
 };
-pub use name::{Address, AddressError, DEFAULT_INSTANCE, InstanceName, NAME_MAX, NameError, ServiceName};
+pub use name::{Address, AddressError, DEFAULT_INSTANCE, InstanceName, NAME_MAX, NameError, ProcessId, ServiceName};
 pub use refusal::{Code, Evidence, Refusal};
 pub use version::{Requirement, RequirementError, VERSION_MAX, VersionError, parse_version};

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::Refusal;
+use crate::admin::AdminRequest;
 
 /// Chosen by the client, unique among its requests in flight on the session; answers carry it back. 0 is the broker's
 /// own, for what answers no request.
@@ -200,6 +201,9 @@ pub enum State {
     Failed,
     /// Being ended.
     Stopping,
+    /// An earlier broker left something of which it cannot be proved whose it is: nothing is started over it until an
+    /// operator releases it.
+    Quarantined,
 }
 
 impl State {
@@ -213,6 +217,7 @@ impl State {
             Self::Backoff => "backoff",
             Self::Failed => "failed",
             Self::Stopping => "stopping",
+            Self::Quarantined => "quarantined",
         }
     }
 }
@@ -300,79 +305,4 @@ pub enum Reconnect {
     },
     /// Do not come back.
     Never,
-}
-
-/// Orders and reports of an operator: root, or the user that the broker runs as.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum AdminRequest {
-    /// Reports the broker and every backend.
-    Status,
-    /// Reports the services and their versions.
-    Services,
-    /// Starts one backend and waits until it is ready; clears its crash budget and its drain.
-    Start {
-        /// Which. A version is picked as for a Hello.
-        target: Target,
-        /// How long to wait, in milliseconds.
-        deadline_ms: Option<u64>,
-    },
-    /// Stops backends and waits until nothing of them is left.
-    Stop {
-        /// Which.
-        selection: Selection,
-        /// How long to wait, in milliseconds.
-        deadline_ms: Option<u64>,
-    },
-    /// Stops backends, starts them again and waits until they are ready; clears their crash budgets.
-    Restart {
-        /// Which.
-        selection: Selection,
-        /// How long to wait, in milliseconds.
-        deadline_ms: Option<u64>,
-    },
-    /// Refuses new Hellos for backends, and stops each when its last hold is gone.
-    Drain {
-        /// Which.
-        selection: Selection,
-    },
-    /// Names the log files of backends.
-    Logs {
-        /// Which.
-        selection: Selection,
-    },
-    /// Reads the service files again.
-    Reload,
-    /// Stops every backend, then the broker.
-    Shutdown,
-    /// Reports what happened to backends, held by this session or not.
-    Events {
-        /// Of which.
-        selection: Selection,
-        /// Only what came after: `next` of an earlier report. `None` is all that is kept.
-        after: Option<String>,
-        /// How long to wait, in milliseconds, if nothing came after; `None` answers at once.
-        wait_ms: Option<u64>,
-    },
-}
-
-/// One backend to be, as a person names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Target {
-    /// The instance.
-    pub instance: String,
-    /// The service.
-    pub service: String,
-    /// Which version.
-    pub version_requirement: String,
-}
-
-/// Backends that exist; a part that is absent matches all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Selection {
-    /// The instance.
-    pub instance: Option<String>,
-    /// The service.
-    pub service: Option<String>,
-    /// Which versions.
-    pub version_requirement: Option<String>,
 }

@@ -18,13 +18,13 @@ pub enum NameError {
     /// The text is empty.
     #[error("{what} is empty")]
     Empty {
-        /// `service name` or `instance name`.
+        /// `service name`, `instance name` or `process id`.
         what: &'static str,
     },
     /// The text is longer than [`NAME_MAX`] bytes.
     #[error("{what} is {length} bytes long, the limit is {NAME_MAX}: `{start}…`")]
     TooLong {
-        /// `service name` or `instance name`.
+        /// `service name`, `instance name` or `process id`.
         what: &'static str,
         /// Length of the text in bytes.
         length: usize,
@@ -37,7 +37,7 @@ pub enum NameError {
          letter or a digit"
     )]
     Character {
-        /// `service name` or `instance name`.
+        /// `service name`, `instance name` or `process id`.
         what: &'static str,
         /// The whole text.
         text: String,
@@ -110,6 +110,12 @@ name_type!(
     /// The name of an instance, which separates worlds: a tenant, a CI pool, a workspace.
     InstanceName,
     "instance name"
+);
+
+name_type!(
+    /// The id of a durable process: whoever registers the same one again means the same process.
+    ProcessId,
+    "process id"
 );
 
 impl Default for InstanceName {

@@ -11,6 +11,7 @@ mod documents;
 mod net;
 mod process;
 mod services;
+mod store;
 
 pub use ctl::main as brokerctl_main;
 pub use daemon::main as brokerd_main;

@@ -42,12 +42,20 @@ impl Ask {
                 AdminRequest::Status
                 | AdminRequest::Services
                 | AdminRequest::Logs { .. }
-                | AdminRequest::Events { .. } => true,
+                | AdminRequest::Events { .. }
+                | AdminRequest::Wait { .. }
+                | AdminRequest::Processes { .. } => true,
+                // Under an id of the caller's the same again is no second one.
+                AdminRequest::Run { spec } => spec.id.is_some(),
                 AdminRequest::Start { .. }
                 | AdminRequest::Stop { .. }
                 | AdminRequest::Restart { .. }
                 | AdminRequest::Drain { .. }
                 | AdminRequest::Reload
+                | AdminRequest::Release { .. }
+                | AdminRequest::Cancel { .. }
+                | AdminRequest::Prune { .. }
+                | AdminRequest::HandOver
                 | AdminRequest::Shutdown => false,
             },
         }
@@ -55,7 +63,7 @@ impl Ask {
 
     /// Whether the broker forgets it when it is told.
     fn can_be_given_up(&self) -> bool {
-        matches!(self, Self::Hello { .. } | Self::Admin(AdminRequest::Events { .. }))
+        matches!(self, Self::Hello { .. } | Self::Admin(AdminRequest::Events { .. } | AdminRequest::Wait { .. }))
     }
 
     fn wants_descriptor(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use broker_proto::{
     AdminRequest, ClientInfo, ClientMessage, Code, Delivery, Endpoint, Event, Evidence, Exit, Hello, Negotiated,
-    Progress, Reconnect, Refusal, Selection, ServerMessage, State, Target,
+    ProcessSpec, Progress, Reconnect, Refusal, Selection, ServerMessage, State, Target, Work,
 };
 
 /// A message of either side.
@@ -69,7 +69,7 @@ fn orders() -> Vec<(&'static str, AdminRequest)> {
         ("status", AdminRequest::Status),
         ("services", AdminRequest::Services),
         ("start", AdminRequest::Start { target: target.clone(), deadline_ms: Some(60_000) }),
-        ("start.no_deadline", AdminRequest::Start { target, deadline_ms: None }),
+        ("start.no_deadline", AdminRequest::Start { target: target.clone(), deadline_ms: None }),
         ("stop", AdminRequest::Stop { selection: one.clone(), deadline_ms: Some(10_000) }),
         ("stop.everything", AdminRequest::Stop { selection: everything.clone(), deadline_ms: None }),
         ("restart", AdminRequest::Restart { selection: one.clone(), deadline_ms: None }),
@@ -77,9 +77,42 @@ fn orders() -> Vec<(&'static str, AdminRequest)> {
         ("logs", AdminRequest::Logs { selection: everything.clone() }),
         ("reload", AdminRequest::Reload),
         ("shutdown", AdminRequest::Shutdown),
-        ("events", AdminRequest::Events { selection: one, after: text("4242-1.17"), wait_ms: Some(30_000) }),
+        ("events", AdminRequest::Events { selection: one.clone(), after: text("4242-1.17"), wait_ms: Some(30_000) }),
         ("events.all", AdminRequest::Events { selection: everything, after: None, wait_ms: None }),
+        ("release", AdminRequest::Release { selection: one }),
+        ("hand_over", AdminRequest::HandOver),
+        ("run", AdminRequest::Run { spec: backup() }),
+        ("run.service", AdminRequest::Run { spec: of_service(target) }),
+        ("wait", AdminRequest::Wait { id: "backup-7".to_owned(), wait_ms: Some(30_000) }),
+        ("wait.for_ever", AdminRequest::Wait { id: "backup-7".to_owned(), wait_ms: None }),
+        ("processes", AdminRequest::Processes { id: None }),
+        ("processes.one", AdminRequest::Processes { id: text("backup-7") }),
+        ("cancel", AdminRequest::Cancel { id: "backup-7".to_owned(), reason: "not needed".to_owned() }),
+        ("prune", AdminRequest::Prune { id: None, older_than_ms: Some(86_400_000) }),
+        ("prune.one", AdminRequest::Prune { id: text("backup-7"), older_than_ms: None }),
     ]
+}
+
+fn backup() -> ProcessSpec {
+    ProcessSpec {
+        id: text("backup-7"),
+        work: Work::Command { argv: vec!["pg_dump".to_owned(), "shop".to_owned()] },
+        environment: vec![("PGHOST".to_owned(), "/run/postgresql".to_owned())],
+        working_directory: text("/srv/backup"),
+        timeout_ms: Some(60_000),
+        max_attempts: Some(2),
+    }
+}
+
+fn of_service(target: Target) -> ProcessSpec {
+    ProcessSpec {
+        id: None,
+        work: Work::Service { target },
+        environment: Vec::new(),
+        working_directory: None,
+        timeout_ms: None,
+        max_attempts: None,
+    }
 }
 
 fn server() -> Vec<(String, ServerMessage)> {
@@ -115,7 +148,15 @@ fn server() -> Vec<(String, ServerMessage)> {
         let refusal = Refusal::new(code, "no");
         (format!("refused.{code}"), ServerMessage::Refused { request_id: 1, refusal })
     }));
-    let states = [State::Inactive, State::Starting, State::Ready, State::Backoff, State::Failed, State::Stopping];
+    let states = [
+        State::Inactive,
+        State::Starting,
+        State::Ready,
+        State::Backoff,
+        State::Failed,
+        State::Stopping,
+        State::Quarantined,
+    ];
     all.extend(states.map(|state| (format!("progress.{state}"), ServerMessage::Progress(progress(state)))));
     all.extend(
         events(unix, tcp)

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use broker_proto::{
-    AdminRequest, ClientMessage, Code, Delivery, Endpoint, Event, Exit, Reconnect, Refusal, ServerMessage, State,
+    AdminRequest, ClientMessage, Code, Delivery, Endpoint, Event, Exit, Reconnect, Refusal, ServerMessage, State, Work,
 };
 
 type Seen = BTreeSet<&'static str>;
@@ -24,10 +24,33 @@ macro_rules! variants {
 
 variants!(client, CLIENT, ClientMessage { Hello, Release, Ping, Admin });
 variants!(server, SERVER, ServerMessage { Negotiated, Refused, Progress, Event, GoAway, Pong, AdminReply, Heartbeat });
-variants!(admin, ADMIN, AdminRequest { Status, Services, Start, Stop, Restart, Drain, Logs, Reload, Shutdown, Events });
+variants!(
+    admin,
+    ADMIN,
+    AdminRequest {
+        Status,
+        Services,
+        Start,
+        Stop,
+        Restart,
+        Drain,
+        Logs,
+        Reload,
+        Shutdown,
+        Events,
+        Release,
+        HandOver,
+        Run,
+        Wait,
+        Processes,
+        Cancel,
+        Prune,
+    }
+);
+variants!(work, WORK, Work { Command, Service });
 variants!(delivery, DELIVERY, Delivery { Endpoint, Connected });
 variants!(endpoint, ENDPOINT, Endpoint { Unix, Tcp });
-variants!(state, STATE, State { Inactive, Starting, Ready, Backoff, Failed, Stopping });
+variants!(state, STATE, State { Inactive, Starting, Ready, Backoff, Failed, Stopping, Quarantined });
 variants!(exit, EXIT, Exit { Code, Signal, Unknown });
 variants!(event, EVENT, Event { Exited, Restarting, Ready, Failed, Draining, Stopped, Resumable });
 variants!(reconnect, RECONNECT, Reconnect { After, Never });
@@ -67,12 +90,14 @@ const OPTIONS: &[&str] = &[
     "after: None",
     "wait_ms: Some",
     "wait_ms: None",
+    "id: Some",
+    "id: None",
     "evidence: full",
     "evidence: empty",
 ];
 
 pub(crate) fn all() -> Seen {
-    let lists = [CLIENT, SERVER, ADMIN, DELIVERY, ENDPOINT, STATE, EXIT, EVENT, RECONNECT, CODE, OPTIONS];
+    let lists = [CLIENT, SERVER, ADMIN, WORK, DELIVERY, ENDPOINT, STATE, EXIT, EVENT, RECONNECT, CODE, OPTIONS];
     lists.into_iter().flatten().copied().collect()
 }
 
@@ -86,9 +111,16 @@ pub(crate) fn of_client(message: &ClientMessage, seen: &mut Seen) {
         }
         ClientMessage::Admin { request, .. } => {
             admin(request, seen);
-            if let AdminRequest::Events { after, wait_ms, .. } = request {
-                seen.insert(if after.is_some() { "after: Some" } else { "after: None" });
-                seen.insert(if wait_ms.is_some() { "wait_ms: Some" } else { "wait_ms: None" });
+            match request {
+                AdminRequest::Events { after, wait_ms, .. } => {
+                    seen.insert(if after.is_some() { "after: Some" } else { "after: None" });
+                    seen.insert(if wait_ms.is_some() { "wait_ms: Some" } else { "wait_ms: None" });
+                }
+                AdminRequest::Run { spec } => {
+                    work(&spec.work, seen);
+                    seen.insert(if spec.id.is_some() { "id: Some" } else { "id: None" });
+                }
+                _ => {}
             }
         }
         ClientMessage::Release { .. } | ClientMessage::Ping { .. } => {}

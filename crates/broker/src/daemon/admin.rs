@@ -97,6 +97,16 @@ impl Driver {
                 return self.report_events(session, request_id, &selection, after.as_deref(), wait_ms);
             }
             AdminRequest::Reload => return self.reload(Some((session.id, request_id))),
+            AdminRequest::Release { .. } | AdminRequest::HandOver => {
+                return Err(Box::new(Refusal::new(Code::Internal, "no journal yet")));
+            }
+            AdminRequest::Run { .. }
+            | AdminRequest::Wait { .. }
+            | AdminRequest::Processes { .. }
+            | AdminRequest::Cancel { .. }
+            | AdminRequest::Prune { .. } => {
+                return Err(Box::new(Refusal::new(Code::Internal, "no durable processes yet")));
+            }
             AdminRequest::Shutdown => {
                 let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
                 reply(session, request_id, &json!({ "stopping": live }));

@@ -81,7 +81,7 @@ impl Driver {
                 }
                 connections > 0
             }
-            State::Inactive | State::Backoff | State::Failed | State::Stopping => false,
+            State::Inactive | State::Backoff | State::Failed | State::Stopping | State::Quarantined => false,
         })
     }
 }
