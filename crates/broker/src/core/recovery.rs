@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Timestamp;
 
 /// Durations of zero are raised to this, so that nothing loops without time passing.
@@ -40,7 +42,8 @@ impl Policy {
 }
 
 /// What follows a crash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Decision {
     /// Start once more, not before `at`.
     Retry { at: Timestamp },
@@ -49,7 +52,8 @@ pub(crate) enum Decision {
 }
 
 /// The window in which one crash is retried and a second is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Budget {
     /// No crash counts.
     #[default]

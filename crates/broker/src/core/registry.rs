@@ -78,6 +78,25 @@ impl Registry {
         Ok(id)
     }
 
+    /// Registers a backend that an earlier broker left.
+    ///
+    /// # Errors
+    /// The registry is full.
+    pub(crate) fn restore(&mut self, key: &BackendKey, backend: Backend) -> Result<BackendId, Full> {
+        if self.slots.len() >= self.limit {
+            return Err(Full { limit: self.limit });
+        }
+        let id = BackendId(self.next_id);
+        self.next_id += 1;
+        let deadline = backend.next_deadline();
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, id));
+        }
+        self.ids.insert(key.clone(), id);
+        self.slots.insert(id, Slot { key: key.clone(), backend, deadline });
+        Ok(id)
+    }
+
     /// Forgets the entries that know nothing which a new one would not.
     fn forget_idle(&mut self, now: Timestamp) {
         let Self { ids, slots, deadlines, .. } = self;
@@ -93,10 +112,13 @@ impl Registry {
         });
     }
 
-    /// Hands an event to the machine of a backend; an id that is not registered has none.
-    pub(crate) fn handle(&mut self, now: Timestamp, id: BackendId, event: Event, effects: &mut Vec<Effect>) {
-        let Some(slot) = self.slots.get_mut(&id) else { return };
+    /// Hands an event to the machine of a backend; an id that is not registered has none. Whether there is something
+    /// new to be remembered.
+    pub(crate) fn handle(&mut self, now: Timestamp, id: BackendId, event: Event, effects: &mut Vec<Effect>) -> bool {
+        let Some(slot) = self.slots.get_mut(&id) else { return false };
+        let revision = slot.backend.revision();
         slot.backend.handle(now, event, effects);
+        let is_news = slot.backend.revision() != revision;
         let deadline = slot.backend.next_deadline();
         if deadline != slot.deadline {
             if let Some(old) = slot.deadline {
@@ -107,6 +129,7 @@ impl Registry {
             }
             slot.deadline = deadline;
         }
+        is_news
     }
 
     /// When the first machine wants a tick.

@@ -3,6 +3,7 @@
 //! A failure prints its seed; `BROKER_SIMULATION_SEED=N cargo test -p broker simulation` runs and prints that one history
 //! again (add `-- --nocapture`).
 
+mod death;
 mod invariants;
 mod record;
 mod world;

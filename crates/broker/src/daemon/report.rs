@@ -103,6 +103,8 @@ pub(super) fn event(event: &Event) -> Value {
         Happening::Finished => ("finished", Value::Null),
         Happening::Draining => ("draining", Value::Null),
         Happening::DrainEnded => ("drain_ended", Value::Null),
+        Happening::Adopted => ("adopted", json!({ "pid": pid, "endpoint": endpoint })),
+        Happening::Released => ("released", Value::Null),
     };
     let mut value = name(key);
     let common = json!({ "number": number, "time": format!("{time:.3}"), "generation": generation, "event": word });

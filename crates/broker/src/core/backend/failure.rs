@@ -3,22 +3,24 @@
 use std::time::Duration;
 
 use broker_proto::{Code, Evidence, Exit, Refusal};
+use serde::{Deserialize, Serialize};
 
 use super::super::Timestamp;
 use super::super::time::{millis, millis_up};
 use super::words::Trace;
 
 /// Why a start or a generation failed.
-#[derive(Debug, Clone)]
-pub(super) struct Failure {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Failure {
     pub(super) cause: Cause,
     pub(super) lived: Duration,
     pub(super) attempt: u32,
     pub(super) trace: Trace,
 }
 
-#[derive(Debug, Clone)]
-pub(super) enum Cause {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Cause {
     Exited { exit: Exit, ready: bool },
     Ceiling { obstacle: Option<String> },
 }

@@ -32,7 +32,11 @@ impl Backend {
                 stopping.kill_at = Some(now + self.policies.stop_timeout);
                 effects.push(Effect::Terminate { generation: self.generation });
             }
-            State::Inactive { .. } | State::Ready { .. } | State::Backoff { .. } | State::Failed { .. } => {}
+            State::Inactive { .. }
+            | State::Ready { .. }
+            | State::Backoff { .. }
+            | State::Failed { .. }
+            | State::Quarantined { .. } => {}
         }
     }
 
@@ -46,7 +50,11 @@ impl Backend {
                 self.tell_holders(&News::Failed { refusal: Box::new(refusal.clone()) }, effects);
             }
             State::Stopping(stopping) => self.after_the_end(now, stopping, Trace::default(), effects),
-            state @ (State::Inactive { .. } | State::Ready { .. } | State::Backoff { .. } | State::Failed { .. }) => {
+            state @ (State::Inactive { .. }
+            | State::Ready { .. }
+            | State::Backoff { .. }
+            | State::Failed { .. }
+            | State::Quarantined { .. }) => {
                 self.state = state;
             }
         }
@@ -77,6 +85,7 @@ impl Backend {
             (State::Starting(_), Word::Ready) => self.observe(now, true, true, effects),
             (State::Starting(starting), Word::ExtendTimeout(time)) => {
                 starting.readiness.extend(now.since(starting.began).saturating_add(time));
+                self.touch();
             }
             (State::Stopping(Stopping { kill_at: Some(kill_at), .. }), Word::ExtendTimeout(time)) => {
                 *kill_at = (*kill_at).max(now + time);
@@ -90,7 +99,8 @@ impl Backend {
                 | State::Ready { .. }
                 | State::Stopping(_)
                 | State::Backoff { .. }
-                | State::Failed { .. },
+                | State::Failed { .. }
+                | State::Quarantined { .. },
                 Word::Ready | Word::ExtendTimeout(_),
             ) => {}
         }
@@ -108,7 +118,7 @@ impl Backend {
         }
     }
 
-    fn become_ready(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+    pub(super) fn become_ready(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let State::Starting(starting) = self.leave() else { return };
         let generation = self.generation;
         self.obstacle = None;
@@ -165,7 +175,7 @@ impl Backend {
                 }
                 return;
             }
-            State::Inactive { .. } | State::Backoff { .. } | State::Failed { .. } => return,
+            State::Inactive { .. } | State::Backoff { .. } | State::Failed { .. } | State::Quarantined { .. } => return,
         };
         let lived = now.since(began);
         let finished = ready && exit == Exit::Code(0) && self.holds.is_empty();
@@ -186,7 +196,8 @@ impl Backend {
             | State::Starting(_)
             | State::Ready { .. }
             | State::Backoff { .. }
-            | State::Failed { .. }) => self.state = state,
+            | State::Failed { .. }
+            | State::Quarantined { .. }) => self.state = state,
         }
     }
 
@@ -248,13 +259,15 @@ impl Backend {
         self.refuse_expired(now, effects);
         let generation = self.generation;
         match &mut self.state {
-            State::Inactive { .. } => {}
+            State::Inactive { .. } | State::Quarantined { .. } => {}
             State::Starting(starting) => {
                 let ceiling = now >= starting.began + starting.readiness.ceiling();
                 let due = starting.spawned && starting.probe.is_some_and(|time| time <= now);
                 // A probe at the very ceiling still counts, where its answer comes at once.
                 if due && (!ceiling || matches!(starting.readiness.pace(), Pace::Path | Pace::Port)) {
                     starting.probe = None;
+                    effects.push(Effect::Probe { generation });
+                } else if ceiling && std::mem::take(&mut starting.was_unheard) {
                     effects.push(Effect::Probe { generation });
                 } else if ceiling {
                     self.observe(now, true, false, effects);
@@ -264,6 +277,7 @@ impl Backend {
                 if healthy_at.is_some_and(|time| time <= now) {
                     *healthy_at = None;
                     self.budget.clear();
+                    self.revision += 1;
                 }
                 if idle_at.is_some_and(|time| time <= now) {
                     *idle_at = None;
@@ -302,7 +316,7 @@ impl Backend {
             State::Stopping(Stopping { waiters, observers, .. }) => {
                 (waiters.take_expired(now), observers.take_expired(now))
             }
-            State::Inactive { .. } | State::Ready { .. } | State::Failed { .. } => return,
+            State::Inactive { .. } | State::Ready { .. } | State::Failed { .. } | State::Quarantined { .. } => return,
         };
         if expired.is_empty() && observers.is_empty() {
             return;

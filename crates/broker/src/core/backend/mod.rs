@@ -6,6 +6,7 @@
 
 mod failure;
 mod lifecycle;
+mod memory;
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -15,8 +16,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use broker_proto::Refusal;
+use serde::{Deserialize, Serialize};
 
 use self::failure::Failure;
+pub(crate) use self::memory::{Memory, Phase};
 pub(crate) use self::words::{Effect, Event, Happening, News, Policies, Progress, RETRY_HINT, Trace, View, Why, Word};
 use super::Timestamp;
 use super::readiness::Readiness;
@@ -46,6 +49,8 @@ pub(crate) struct Backend {
     status: Option<String>,
     /// What the last probe found in the way.
     obstacle: Option<String>,
+    /// Counts the changes of what is to be remembered.
+    revision: u64,
 }
 
 #[derive(Debug)]
@@ -69,6 +74,11 @@ enum State {
         until: Timestamp,
         failure: Failure,
     },
+    /// An earlier broker left something of which it cannot be proved whose it is: nothing is done until an operator
+    /// says so.
+    Quarantined {
+        reason: String,
+    },
 }
 
 #[derive(Debug)]
@@ -79,6 +89,9 @@ struct Starting {
     spawned: bool,
     /// When to look next, or a look is under way.
     probe: Option<Timestamp>,
+    /// No broker listened for a while, and it may have said then that it is ready: at the ceiling its endpoint is looked
+    /// at.
+    was_unheard: bool,
 }
 
 #[derive(Debug)]
@@ -105,8 +118,9 @@ impl Stopping {
 }
 
 /// How an end came about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum End {
     /// It was asked to end.
     Asked,
     Crashed,
@@ -114,8 +128,9 @@ enum End {
 }
 
 /// What follows when nothing is left.
-#[derive(Debug)]
-enum Then {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Then {
     /// A start if somebody waits, else rest.
     Rest,
     /// A start, whoever waits: an operator said so.
@@ -139,6 +154,7 @@ impl Backend {
             since: now,
             status: None,
             obstacle: None,
+            revision: 0,
         }
     }
 
@@ -152,6 +168,9 @@ impl Backend {
             Event::Restart(waiter) => self.order_restart(now, waiter, effects),
             Event::Drain => self.order_drain(effects),
             Event::Redefine(policies) => self.redefine(now, policies),
+            Event::HandOver => self.hand_over(now, effects),
+            Event::Release => self.release(now, effects),
+            Event::Adopted { generation } if generation == self.generation => self.adopted(now, effects),
             Event::Started { generation } if generation == self.generation => self.started(now, effects),
             Event::StartFailed { generation, refusal } if generation == self.generation => {
                 self.start_failed(now, &refusal, effects);
@@ -169,7 +188,8 @@ impl Backend {
                 self.connections(now, count, effects);
             }
             Event::Tick => self.tick(now, effects),
-            Event::Started { .. }
+            Event::Adopted { .. }
+            | Event::Started { .. }
             | Event::StartFailed { .. }
             | Event::Appeared { .. }
             | Event::Probed { .. }
@@ -196,6 +216,7 @@ impl Backend {
             }
             State::Backoff { until, waiters } => [Some(*until), waiters.earliest(), None],
             State::Failed { until, .. } => [Some(*until), None, None],
+            State::Quarantined { .. } => [None, None, None],
         };
         own.into_iter().flatten().min()
     }
@@ -227,6 +248,7 @@ impl Backend {
             State::Stopping(stopping) => (broker_proto::State::Stopping, stopping.waiters.len(), None),
             State::Backoff { until, waiters } => (broker_proto::State::Backoff, waiters.len(), Some(*until)),
             State::Failed { until, .. } => (broker_proto::State::Failed, 0, Some(*until)),
+            State::Quarantined { .. } => (broker_proto::State::Quarantined, 0, None),
         };
         View {
             state,
@@ -239,12 +261,17 @@ impl Backend {
             retry_after: retry_at.map(|time| time.since(now)),
             draining: self.draining,
             status: self.status_or_obstacle().filter(|_| self.is_live()),
+            quarantine: match &self.state {
+                State::Quarantined { reason } => Some(reason.clone()),
+                _ => None,
+            },
         }
     }
 
     fn enter(&mut self, now: Timestamp, state: State) {
         self.state = state;
         self.since = now;
+        self.touch();
     }
 
     /// Takes the state out, to be replaced by the one that follows.
@@ -272,7 +299,7 @@ impl Backend {
             State::Starting(Starting { waiters, .. })
             | State::Stopping(Stopping { waiters, .. })
             | State::Backoff { waiters, .. } => waiters,
-            State::Inactive { .. } | State::Ready { .. } | State::Failed { .. } => return,
+            State::Inactive { .. } | State::Ready { .. } | State::Failed { .. } | State::Quarantined { .. } => return,
         };
         if waiters.is_empty() {
             return;

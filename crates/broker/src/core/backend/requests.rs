@@ -12,6 +12,9 @@ use super::{
     Backend, Effect, End, Happening, News, Policies, RETRY_HINT, Starting, State, Stopping, Then, Why, refuse_all,
 };
 
+/// How soon to ask again for what an operator has to release first.
+const QUARANTINE_HINT: Duration = Duration::from_secs(10);
+
 impl Backend {
     pub(super) fn hello(&mut self, now: Timestamp, waiter: Waiter, effects: &mut Vec<Effect>) {
         if self.draining {
@@ -64,6 +67,10 @@ impl Backend {
                 self.enter(now, State::Backoff { until, waiters });
                 self.tell_waiters(now, effects);
             }
+            State::Quarantined { reason } => {
+                let refusal = Box::new(quarantined(reason));
+                effects.push(Effect::Refuse { ticket: waiter.ticket, refusal });
+            }
             State::Failed { .. } | State::Inactive { .. } => {
                 let mut waiters = Waiters::default();
                 waiters.join(waiter);
@@ -90,7 +97,7 @@ impl Backend {
         self.attempt = self.budget.begin_start(now, is_retry, &self.policies.recovery);
         (self.status, self.obstacle) = (None, None);
         let readiness = Readiness::new(self.policies.pace, self.policies.hard_ceiling);
-        let starting = Starting { waiters, began: now, readiness, spawned: false, probe: None };
+        let starting = Starting { waiters, began: now, readiness, spawned: false, probe: None, was_unheard: false };
         self.enter(now, State::Starting(starting));
         self.record(Happening::Starting { attempt: self.attempt }, effects);
         effects.push(Effect::Start { generation: self.generation });
@@ -100,7 +107,7 @@ impl Backend {
     pub(super) fn withdraw(&mut self, now: Timestamp, ticket: Ticket, effects: &mut Vec<Effect>) {
         let held = self.holds.remove(&ticket);
         match &mut self.state {
-            State::Inactive { .. } | State::Failed { .. } => {}
+            State::Inactive { .. } | State::Failed { .. } | State::Quarantined { .. } => {}
             State::Ready { idle_at, .. } => {
                 if held && self.holds.is_empty() {
                     *idle_at = self.policies.idle_timeout.map(|timeout| now + timeout);
@@ -134,12 +141,17 @@ impl Backend {
     }
 
     pub(super) fn order_start(&mut self, now: Timestamp, waiter: Waiter, effects: &mut Vec<Effect>) {
+        self.touch();
         self.end_drain(effects);
         self.budget.clear();
         match self.leave() {
             State::Backoff { mut waiters, .. } => {
                 waiters.join(waiter);
                 self.begin_start(now, waiters, effects);
+            }
+            state @ State::Quarantined { .. } => {
+                self.state = state;
+                self.admit(now, waiter, effects);
             }
             State::Inactive { .. } | State::Failed { .. } => self.admit(now, waiter, effects),
             State::Stopping(mut stopping) => {
@@ -157,6 +169,7 @@ impl Backend {
     }
 
     pub(super) fn order_stop(&mut self, now: Timestamp, observer: Option<Waiter>, effects: &mut Vec<Effect>) {
+        self.touch();
         self.tell_holders(&News::Stopped, effects);
         self.holds.clear();
         self.budget.start_ended();
@@ -165,7 +178,7 @@ impl Backend {
         let mut observers = Waiters::default();
         observer.into_iter().for_each(|waiter| observers.join(waiter));
         match self.leave() {
-            state @ (State::Inactive { .. } | State::Failed { .. }) => {
+            state @ (State::Inactive { .. } | State::Failed { .. } | State::Quarantined { .. }) => {
                 self.state = state;
                 effects.extend(observers.iter().map(|o| Effect::Stopped { ticket: o.ticket }));
             }
@@ -198,10 +211,15 @@ impl Backend {
     }
 
     pub(super) fn order_restart(&mut self, now: Timestamp, waiter: Waiter, effects: &mut Vec<Effect>) {
+        self.touch();
         self.end_drain(effects);
         self.budget.clear();
         let mut waiters = Waiters::default();
         match self.leave() {
+            state @ State::Quarantined { .. } => {
+                self.state = state;
+                self.admit(now, waiter, effects);
+            }
             State::Inactive { .. } | State::Failed { .. } => {
                 waiters.join(waiter);
                 self.begin_start(now, waiters, effects);
@@ -232,6 +250,7 @@ impl Backend {
 
     pub(super) fn order_drain(&mut self, effects: &mut Vec<Effect>) {
         if !std::mem::replace(&mut self.draining, true) {
+            self.touch();
             self.record(Happening::Draining, effects);
             self.tell_holders(&News::Draining, effects);
         }
@@ -271,13 +290,14 @@ impl Backend {
     }
 
     pub(super) fn redefine(&mut self, now: Timestamp, policies: Policies) {
+        self.touch();
         self.budget.clear();
         self.redefined = Some(policies);
         match &mut self.state {
             State::Failed { .. } | State::Inactive { .. } => self.enter(now, State::Inactive { not_before: None }),
             State::Backoff { until, .. } => *until = now,
             State::Stopping(Stopping { then: then @ Then::Recover(..), .. }) => *then = Then::Rest,
-            State::Stopping(_) | State::Starting(_) | State::Ready { .. } => {}
+            State::Stopping(_) | State::Starting(_) | State::Ready { .. } | State::Quarantined { .. } => {}
         }
     }
 }
@@ -294,6 +314,11 @@ fn join(waiters: &mut Waiters, waiter: Waiter, waiters_max: usize, effects: &mut
     false
 }
 
-fn shutting_down(reason: &str) -> Refusal {
+fn quarantined(reason: &str) -> Refusal {
+    let reason = format!("the backend is quarantined until an operator releases it (`brokerctl release`): {reason}");
+    Refusal::new(Code::BackendUnavailable, reason).retry_after_ms(millis_up(QUARANTINE_HINT))
+}
+
+pub(super) fn shutting_down(reason: &str) -> Refusal {
     Refusal::new(Code::ShuttingDown, reason).retry_after_ms(millis_up(RETRY_HINT))
 }

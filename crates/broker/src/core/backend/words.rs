@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use broker_proto::{Exit, Refusal};
+use serde::{Deserialize, Serialize};
 
 use super::super::Timestamp;
 use super::super::readiness::Pace;
@@ -47,6 +48,12 @@ pub(crate) enum Event {
     Drain,
     /// The service file has changed.
     Redefine(Policies),
+    /// The broker goes and leaves the backend to the next one.
+    HandOver,
+    /// An operator ends its quarantine.
+    Release,
+    /// The process of a restored generation is proved to live, and is ours from now on.
+    Adopted { generation: u64 },
     /// The program runs.
     Started { generation: u64 },
     /// The program could not be started at all.
@@ -76,7 +83,7 @@ pub(crate) enum Word {
 }
 
 /// What a generation left behind.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Trace {
     /// The last lines of its log.
     pub(crate) stderr: Option<String>,
@@ -173,6 +180,10 @@ pub(crate) enum Happening {
     Draining,
     /// It takes new holds again.
     DrainEnded,
+    /// It was started by an earlier broker, and lives.
+    Adopted,
+    /// Its quarantine is over.
+    Released,
 }
 
 /// Why a backend is asked to end.
@@ -219,4 +230,6 @@ pub(crate) struct View {
     pub(crate) retry_after: Option<Duration>,
     pub(crate) draining: bool,
     pub(crate) status: Option<String>,
+    /// Why it is quarantined.
+    pub(crate) quarantine: Option<String>,
 }

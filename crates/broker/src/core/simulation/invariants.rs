@@ -6,7 +6,7 @@ use std::time::Duration;
 use broker_proto::{Code, Exit, State};
 
 use super::super::Timestamp;
-use super::super::backend::{Effect, Event, News, Policies, Ticket, View};
+use super::super::backend::{Backend, Effect, Event, News, Policies, Ticket, View};
 use super::super::recovery;
 use super::record::Recorded;
 
@@ -154,6 +154,30 @@ impl Invariants {
     /// The world says that nothing of the generation is left.
     pub(super) fn gone(&mut self, at: usize) {
         self.known[at].live = None;
+    }
+
+    /// The broker is gone, and with it every session.
+    pub(super) fn everybody_left(&mut self) {
+        self.asked.values_mut().for_each(|asked| asked.withdrawn = true);
+    }
+
+    /// The next broker has a machine for the backend, in the state that the last one left.
+    pub(super) fn restored(&mut self, now: Timestamp, at: usize, backend: &Backend, never_started: bool) {
+        if backend.is_live() {
+            self.known[at].record.ran();
+        }
+        let known = &mut self.known[at];
+        let view = backend.view(now);
+        if !never_started && let Some(before) = &known.before {
+            assert_eq!(view.generation, before.generation, "a generation outlives the broker");
+            let crashes = (view.crashes_in_window, before.crashes_in_window);
+            assert!(crashes.0 <= crashes.1, "a budget outlives the broker: {crashes:?}");
+        }
+        if never_started {
+            known.retried = false;
+            known.record.never_started();
+        }
+        known.before = Some(view);
     }
 
     pub(super) fn check_everybody_was_answered(&self, now: Timestamp) {

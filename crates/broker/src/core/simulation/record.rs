@@ -38,6 +38,19 @@ impl Recorded {
         }
     }
 
+    /// The program ran, whether or not the broker that started it lived to say so.
+    ///
+    /// Of one that was asked to end its end may be told twice, since the first to tell did not live to act on it.
+    pub(super) fn ran(&mut self) {
+        self.started = true;
+        self.ended &= !self.stopping;
+    }
+
+    /// The broker died before the program ran.
+    pub(super) fn never_started(&mut self) {
+        self.stopping = false;
+    }
+
     fn check_it_serves(&self) {
         assert!(self.ready && !self.ended, "what serves is recorded as ready, and not as ended: {self:?}");
     }
@@ -75,6 +88,11 @@ impl Recorded {
                 assert!(self.ended == self.started && !self.stopping, "nothing is left when recovery decides");
             }
             Happening::Draining => once(&mut self.draining, happening),
+            Happening::Adopted => {
+                self.started = true;
+                assert!(!self.ended, "only what runs is adopted");
+            }
+            Happening::Released => {}
             Happening::DrainEnded => assert!(std::mem::take(&mut self.draining), "only a drain ends"),
         }
     }

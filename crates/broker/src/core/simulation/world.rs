@@ -8,7 +8,7 @@ use fastrand::Rng;
 use semver::Version;
 
 use super::super::Timestamp;
-use super::super::backend::{Effect, Event, Policies, Ticket, Trace, View, Waiter, Word};
+use super::super::backend::{Effect, Event, Memory, Policies, Ticket, Trace, View, Waiter, Word};
 use super::super::readiness::Pace;
 use super::super::recovery;
 use super::super::registry::{BackendId, BackendKey, Registry};
@@ -17,38 +17,42 @@ use super::invariants::Invariants;
 /// More ticks than this at one instant are a machine that spins.
 const TICKS_MAX: u32 = 100;
 
+/// More than there are backends.
+pub(super) const REGISTRY_MAX: usize = 64;
+
 /// A daemon's process, as far as the machine can tell.
 #[derive(Debug, Clone, Copy)]
-struct Process {
-    generation: u64,
+pub(super) struct Process {
+    pub(super) generation: u64,
     /// When it serves.
     ready_at: Option<Timestamp>,
     ignores_terminate: bool,
     /// The machine was told that it runs. No exit is seen before that.
-    started: bool,
-    ended: bool,
+    pub(super) started: bool,
+    pub(super) ended: bool,
 }
 
 #[derive(Debug)]
-struct Daemon {
-    id: BackendId,
-    policies: Policies,
-    process: Option<Process>,
+pub(super) struct Daemon {
+    pub(super) id: BackendId,
+    pub(super) key: BackendKey,
+    pub(super) policies: Policies,
+    pub(super) process: Option<Process>,
 }
 
 /// Many backends and what happens to them.
 pub(super) struct World {
-    rng: Rng,
-    now: Timestamp,
-    registry: Registry,
-    daemons: Vec<Daemon>,
-    invariants: Invariants,
+    pub(super) rng: Rng,
+    pub(super) now: Timestamp,
+    pub(super) registry: Registry,
+    pub(super) daemons: Vec<Daemon>,
+    pub(super) invariants: Invariants,
     /// What will happen, by time and then by order of planning.
-    plan: BTreeMap<(Timestamp, u64), (usize, Event)>,
+    pub(super) plan: BTreeMap<(Timestamp, u64), (usize, Event)>,
     planned: u64,
     next_ticket: u64,
     /// Tickets that wait or hold, and may be withdrawn.
-    open: Vec<(usize, Ticket)>,
+    pub(super) open: Vec<(usize, Ticket)>,
     faulty: bool,
     steps: u64,
     /// Print every step, for the reader of a replay.
@@ -58,7 +62,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, narrated: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let mut registry = Registry::new(64);
+        let mut registry = Registry::new(REGISTRY_MAX);
         let now = Timestamp::from_nanos(rng.u64(0..1 << 50));
         let daemons: Vec<_> = (0..rng.usize(1..6))
             .map(|number| {
@@ -69,7 +73,7 @@ impl World {
                     version: Version::new(1, 0, 0),
                 };
                 let id = registry.open(now, &key, policies).expect("room");
-                Daemon { id, policies, process: None }
+                Daemon { id, key, policies, process: None }
             })
             .collect();
         let invariants = Invariants::new(daemons.iter().map(|d| d.policies).collect());
@@ -126,7 +130,7 @@ impl World {
     fn somebody_acts(&mut self) {
         let at = self.rng.usize(0..self.daemons.len());
         let deadline = self.rng.bool().then(|| self.now + Duration::from_millis(self.rng.u64(0..20_000)));
-        match self.rng.u32(0..20) {
+        match self.rng.u32(0..21) {
             0..=9 => {
                 let waiter = self.ticket(at, deadline, true);
                 self.handle(at, Event::Hello(waiter));
@@ -155,6 +159,7 @@ impl World {
                 let policies = Policies { stop_timeout: Duration::from_secs(3), ..self.daemons[at].policies };
                 self.handle(at, Event::Redefine(policies));
             }
+            19 => self.broker_dies(),
             _ => self.kill(at),
         }
     }
@@ -179,7 +184,7 @@ impl World {
         }
     }
 
-    fn plan(&mut self, delay: Duration, at: usize, event: Event) {
+    pub(super) fn plan(&mut self, delay: Duration, at: usize, event: Event) {
         self.planned += 1;
         self.plan.insert((self.now + delay, self.planned), (at, event));
     }
@@ -234,7 +239,11 @@ impl World {
         }
     }
 
-    fn handle(&mut self, at: usize, event: Event) {
+    pub(super) fn memory(&self, id: BackendId) -> Memory {
+        self.registry.get(id).expect("registered").1.memory()
+    }
+
+    pub(super) fn handle(&mut self, at: usize, event: Event) {
         self.steps += 1;
         let id = self.daemons[at].id;
         self.invariants.before(self.now, at, &event);
