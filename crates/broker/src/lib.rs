@@ -8,6 +8,7 @@ mod core;
 mod ctl;
 mod daemon;
 mod documents;
+mod journal;
 mod net;
 mod process;
 mod services;
