@@ -295,7 +295,7 @@ impl Broker {
     fn stop_at_the_end_of_the_test(&mut self) -> Result<(), String> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let group = Pid::from_raw(child.id().cast_signed());
-        let _ = kill(group, Signal::SIGTERM);
+        let _ = kill(group, Signal::SIGINT);
         let began = Instant::now();
         let status = loop {
             match child.try_wait() {
@@ -308,8 +308,8 @@ impl Broker {
         let _ = child.wait();
         match status {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(format!("brokerd ended with {status} at SIGTERM")),
-            None => Err(format!("brokerd did not end within {BOUND:?} of SIGTERM")),
+            Some(status) => Err(format!("brokerd ended with {status} at SIGINT")),
+            None => Err(format!("brokerd did not end within {BOUND:?} of SIGINT")),
         }
     }
 

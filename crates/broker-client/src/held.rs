@@ -86,7 +86,7 @@ impl Held {
         self.inner.standing.borrow().negotiated.version.clone()
     }
 
-    /// Which start of the backend this is, from 1; another broker may count anew.
+    /// Which start of the backend this is, from 1; counted on by every broker on the same state folder.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.inner.standing.borrow().negotiated.generation

@@ -8,6 +8,7 @@ mod core;
 mod ctl;
 mod daemon;
 mod documents;
+mod failpoint;
 mod journal;
 mod net;
 mod process;

@@ -121,7 +121,7 @@ impl Home {
     #[track_caller]
     fn broker(&self) -> u64 {
         let text = fs::read_to_string(self.path("run/broker/broker.sock.lock")).expect("a broker was started");
-        let pid = text.trim().parse().expect("a number");
+        let pid = text.lines().next().and_then(|line| line.parse().ok()).expect("a number");
         wait_until("no other broker is left", || self.brokers() == [pid]);
         pid
     }
@@ -189,7 +189,7 @@ fn it_leaves_when_nobody_uses_it_and_the_next_client_starts_another() {
     let mut brokers = Vec::new();
     for round in 1..=2 {
         let answer = home.resolve(&["--idle-exit", "1s"]);
-        assert_eq!(answer["generation"], 1);
+        assert_eq!(answer["generation"], round, "generations are counted over brokers");
         let text = fs::read_to_string(home.path("run/broker/broker.sock.lock")).expect("a broker was started");
         brokers.push(text);
         wait_until("it has left, with its backend", || processes_mentioning(home.setup.folder()).is_empty());
@@ -200,16 +200,13 @@ fn it_leaves_when_nobody_uses_it_and_the_next_client_starts_another() {
 }
 
 fn who_comes_while_a_broker_leaves_is_served_by_the_next() {
-    let home = Home::with(&["--ignore-term"], "[lifecycle]\nstop_timeout = \"300ms\"");
-    let mut before = home.resolve(&[]);
+    let home = Home::new();
+    let before = home.resolve(&[]);
     for round in 1..=3 {
         let broker = i32::try_from(home.broker()).expect("a process number");
         kill(Pid::from_raw(broker), Signal::SIGTERM).expect("it runs");
         wait_until("it leaves", || home.log().matches("INFO shutting down sessions=").count() == round);
-        // Its backend does not want to end, so it is still there.
-        let after = home.resolve(&[]);
-        assert_ne!(before["pid"], after["pid"]);
-        before = after;
+        assert_eq!(home.resolve(&[]), before, "by the same backend");
     }
 }
 
@@ -284,13 +281,13 @@ fn a_session_whose_broker_is_gone_starts_another() {
         let client = builder.autostart(autostart).connect().await.expect("it is started");
         let mut events = client.events();
         let held = client.resolve(Request::new("x")).await.expect("ready");
-        for round in 2..=3 {
+        for _ in 0..2 {
             let text = fs::read_to_string(home.path("own/b.sock.lock")).expect("a broker was started");
-            let pid: i32 = text.trim().parse().expect("a number");
+            let pid: i32 = text.lines().next().and_then(|line| line.parse().ok()).expect("a number");
             kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
             while events.next().await.expect("the session goes on") != SessionEvent::Reconnected {}
             assert!(held.is_held());
-            assert_eq!(home.starts(), round);
+            assert_eq!(home.starts(), 1, "the next broker adopts it");
             assert_ne!(text, fs::read_to_string(home.path("own/b.sock.lock")).expect("another was started"));
         }
     });

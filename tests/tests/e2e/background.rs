@@ -75,7 +75,7 @@ impl Background {
     #[track_caller]
     fn pid(&self) -> u64 {
         let text = fs::read_to_string(self.path("state/lock")).expect("a broker was started");
-        text.trim().parse().expect("a number")
+        text.lines().next().and_then(|line| line.parse().ok()).expect("a number")
     }
 
     #[track_caller]

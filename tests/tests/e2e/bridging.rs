@@ -16,7 +16,7 @@ trials![
     connect_does_not_resume_with_no_reconnect,
     connect_passes_a_refusal_on_when_the_next_start_crashes_too,
     connect_ends_with_a_message_at_an_operators_stop,
-    connect_goes_on_after_its_broker_was_killed,
+    connect_outlives_its_broker,
     no_reconnect_ends_cleanly_at_a_disconnect,
     no_reconnect_fails_on_a_fatal_refusal,
     exec_holds_again_after_its_broker_was_restarted,
@@ -137,19 +137,22 @@ fn connect_ends_with_a_message_at_an_operators_stop() {
     assert_eq!(broker.starts("x").len(), 1, "it is not started again");
 }
 
-fn connect_goes_on_after_its_broker_was_killed() {
-    let mut broker = Broker::start(&[&Service::fake("x", &[]).toml(RESUME)]);
+fn connect_outlives_its_broker() {
+    let mut broker = Broker::start(&[&Service::fake("x", &[])]);
     let mut bridge = Bridge::open(&broker, &["connect", "x"]);
-    broker.signal(Signal::SIGKILL);
-    let _ = broker.ended();
-    broker.start_again();
-    let after = broker.wait_state("x", "ready");
-    bridge.say("again");
-    let echo = format!("{} again\n", after["pid"]);
-    bridge.running.wait_stdout("an answer of the new process", |stdout| stdout.ends_with(&echo));
+    let before = broker.backend("x");
+    for (signal, word) in [(Signal::SIGKILL, "again"), (Signal::SIGTERM, "and again")] {
+        broker.signal(signal);
+        let _ = broker.ended();
+        broker.start_again();
+        bridge.say(word);
+        let echo = format!("{} {word}\n", before["pid"]);
+        bridge.running.wait_stdout("an answer of the same process", |stdout| stdout.ends_with(&echo));
+        broker.wait_backend("x", "held again", |b| b["holds"] == 1 && b["pid"] == before["pid"]);
+    }
     drop(bridge.stdin);
     let output = bridge.running.finish().done();
-    assert!(output.stderr.contains("ended with its broker"), "{output:?}");
+    assert!(!output.stderr.contains("ended"), "{output:?}");
 }
 
 fn no_reconnect_ends_cleanly_at_a_disconnect() {
@@ -161,6 +164,7 @@ fn no_reconnect_ends_cleanly_at_a_disconnect() {
     assert!(broker.ended().success());
     let _ = events.finish().done();
     let _ = bridge.running.finish().done();
+    broker.start_again();
 }
 
 fn no_reconnect_fails_on_a_fatal_refusal() {

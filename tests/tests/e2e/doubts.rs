@@ -55,7 +55,7 @@ fn a_hello_that_waits_for_an_end_starts_nothing_in_a_broker_that_leaves() {
     let _ = deaf(&broker);
     let mut session = broker.session();
     let id = doubt(&mut session);
-    broker.signal(Signal::SIGTERM);
+    broker.signal(Signal::SIGINT);
     if let Err(refusal) = session.answer(id) {
         assert_eq!(refusal.code, Code::ShuttingDown);
     }

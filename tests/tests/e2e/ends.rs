@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 
 trials![
     demo_ends_and_leaves_nothing_behind,
-    sigterm_and_sigint_stop_the_backends_and_remove_their_endpoints,
+    sigint_stops_the_backends_and_removes_their_endpoints,
+    sigterm_leaves_the_backends_to_the_next_broker,
     a_second_sigterm_ends_at_once,
     shutdown_stops_the_backends_then_the_broker,
     a_shutdown_ends_starts_and_waits_too,
@@ -40,24 +41,57 @@ fn sockets_below(folder: &Path) -> Vec<std::path::PathBuf> {
     found
 }
 
-fn sigterm_and_sigint_stop_the_backends_and_remove_their_endpoints() {
+fn of_many_kinds() -> Broker {
     let passed = Service::fake_on_passed_socket("passed", &[]).toml("[readiness]\nprobe = \"socket\"");
     let services = [Service::fake("x", &["--workers", "2"]), Service::fake("away", &["--fork-away"]), passed];
-    let mut broker = Broker::start(&services.each_ref());
-    for (signal, generation) in [(Signal::SIGTERM, "first"), (Signal::SIGINT, "second")] {
-        let _ = (broker.resolve("x"), broker.resolve("away"), broker.resolve("passed"));
-        let mut session = broker.session();
-        let _ = session.hold("x");
-        broker.signal(signal);
-        let said = session.closed();
-        let goes = said.iter().chain(&session.aside).any(|message| matches!(message, ServerMessage::GoAway { .. }));
-        assert!(goes, "sessions are told: {said:?}");
-        let status = broker.ended();
-        assert!(status.success(), "{generation}: {status}");
-        broker.assert_gone("x");
-        broker.assert_gone("away");
-        assert_eq!(sockets_below(broker.folder()), Vec::<std::path::PathBuf>::new(), "{generation}");
+    Broker::start(&services.each_ref())
+}
+
+/// Has the broker leave while somebody holds a backend, and checks that he is told.
+fn leave(broker: &mut Broker, signal: Signal) {
+    let mut session = broker.session();
+    let _ = session.hold("x");
+    broker.signal(signal);
+    let said = session.closed();
+    let goes = said.iter().chain(&session.aside).any(|message| matches!(message, ServerMessage::GoAway { .. }));
+    assert!(goes, "sessions are told: {said:?}");
+    let status = broker.ended();
+    assert!(status.success(), "{status}");
+}
+
+fn sigint_stops_the_backends_and_removes_their_endpoints() {
+    let mut broker = of_many_kinds();
+    let _ = (broker.resolve("x"), broker.resolve("away"), broker.resolve("passed"));
+    leave(&mut broker, Signal::SIGINT);
+    broker.assert_gone("x");
+    broker.assert_gone("away");
+    assert_eq!(sockets_below(broker.folder()), Vec::<std::path::PathBuf>::new());
+}
+
+fn sigterm_leaves_the_backends_to_the_next_broker() {
+    let mut broker = of_many_kinds();
+    let before = ["x", "away", "passed"].map(|service| {
+        // What forked away is known by its launcher until that has ended.
+        let main = broker.dial(&broker.resolve(service)).pid();
+        let is_worker = service == "x";
+        broker.wait_backend(service, "known as itself", |backend| is_worker || backend["pid"] == main);
+        broker.resolve(service)
+    });
+    for _ in 0..2 {
+        leave(&mut broker, Signal::SIGTERM);
+        for backend in &before {
+            let _ = broker.dial(backend);
+        }
         broker.start_again();
+        for backend in &before {
+            let service = backend["service"].as_str().expect("a name");
+            let now = broker.wait_state(service, "ready");
+            assert_eq!(now["adopted"], true, "{now}");
+            for field in ["pid", "generation", "endpoint"] {
+                assert_eq!(now[field], backend[field], "{service}: {field}");
+            }
+            assert_eq!(broker.resolve(service), *backend);
+        }
     }
 }
 

@@ -172,7 +172,7 @@ fn a_session_that_does_not_reconnect_ends_with_its_broker() {
     block_on(async {
         let client = Client::builder().socket(broker.socket()).no_reconnect().connect().await.expect("it accepts");
         let _held = client.resolve(Request::new("x")).await.expect("ready");
-        broker.signal(nix::sys::signal::Signal::SIGTERM);
+        broker.signal(nix::sys::signal::Signal::SIGINT);
         client.closed().await;
         let error = client.resolve(Request::new("x")).await.expect_err("the broker is gone");
         assert!(matches!(error, Error::Disconnected { .. } | Error::GoingAway(_)), "{error:?}");

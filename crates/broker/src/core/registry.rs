@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use broker_proto::{InstanceName, ServiceName};
 use semver::Version;
+use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 use super::backend::{Backend, Effect, Event, Policies};
 
 /// What a backend is known by: at most one is live per key.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct BackendKey {
     pub(crate) instance: InstanceName,
     pub(crate) service: ServiceName,
@@ -78,14 +79,8 @@ impl Registry {
         Ok(id)
     }
 
-    /// Registers a backend that an earlier broker left.
-    ///
-    /// # Errors
-    /// The registry is full.
-    pub(crate) fn restore(&mut self, key: &BackendKey, backend: Backend) -> Result<BackendId, Full> {
-        if self.slots.len() >= self.limit {
-            return Err(Full { limit: self.limit });
-        }
+    /// Registers a backend that an earlier broker left, even beyond the limit: it is there already.
+    pub(crate) fn restore(&mut self, key: &BackendKey, backend: Backend) -> BackendId {
         let id = BackendId(self.next_id);
         self.next_id += 1;
         let deadline = backend.next_deadline();
@@ -94,7 +89,7 @@ impl Registry {
         }
         self.ids.insert(key.clone(), id);
         self.slots.insert(id, Slot { key: key.clone(), backend, deadline });
-        Ok(id)
+        id
     }
 
     /// Forgets the entries that know nothing which a new one would not.

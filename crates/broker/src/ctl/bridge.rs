@@ -30,7 +30,11 @@ pub(super) async fn run(console: &Console, global: &Global, wanted: &Wanted) -> 
     let mut pipes = Pipes { input: Input::read(File::from(stdin)), output: Output::write(File::from(stdout)) };
     let result = loop {
         let before = stream.held().negotiated();
-        let broken = pipes.carry(stream).await.err();
+        let broken = tokio::select! {
+            carried = pipes.carry(stream) => carried.err(),
+            // It was to end with the session, though the backend outlives the broker.
+            _ = session.client.closed(), if !session.is_kept => break Ok(()),
+        };
         if pipes.output.is_closed() {
             break Ok(());
         }

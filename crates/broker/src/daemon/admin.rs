@@ -1,12 +1,12 @@
 //! What operators order and ask.
 
 use broker_proto::{
-    AdminRequest, Code, InstanceName, Reconnect, Refusal, RequestId, Requirement, Selection, ServerMessage,
-    ServiceName, Target,
+    AdminRequest, Code, InstanceName, Refusal, RequestId, Requirement, Selection, ServerMessage, ServiceName, Target,
 };
 use serde_json::{Value, json};
 
-use super::driver::{Driver, Kind};
+use super::clock::now;
+use super::driver::{Driver, Kind, Leave};
 use super::session::{Session, SessionId};
 use super::work::Report;
 use super::{report, telling};
@@ -97,8 +97,12 @@ impl Driver {
                 return self.report_events(session, request_id, &selection, after.as_deref(), wait_ms);
             }
             AdminRequest::Reload => return self.reload(Some((session.id, request_id))),
-            AdminRequest::Release { .. } | AdminRequest::HandOver => {
-                return Err(Box::new(Refusal::new(Code::Internal, "no journal yet")));
+            AdminRequest::Release { selection } => self.release_quarantined(&selection)?,
+            AdminRequest::HandOver => {
+                let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
+                reply(session, request_id, &json!({ "keeping": live }));
+                self.leave(Leave::HAND_OVER);
+                return Ok(());
             }
             AdminRequest::Run { .. }
             | AdminRequest::Wait { .. }
@@ -110,7 +114,7 @@ impl Driver {
             AdminRequest::Shutdown => {
                 let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
                 reply(session, request_id, &json!({ "stopping": live }));
-                self.leave(Reconnect::Never);
+                self.leave(Leave::STOP);
                 return Ok(());
             }
         };
@@ -256,6 +260,18 @@ impl Driver {
         }
         let drained: Vec<Value> = ids.iter().filter_map(|id| report::drained(self, *id)).collect();
         Ok(json!({ "draining": drained }))
+    }
+
+    fn release_quarantined(&mut self, selection: &Selection) -> Result<Value, Box<Refusal>> {
+        let is_quarantined = |id: &BackendId| {
+            self.registry.get(*id).is_some_and(|(_, backend)| backend.view(now()).quarantine.is_some())
+        };
+        let ids: Vec<BackendId> = self.select(selection)?.into_iter().filter(is_quarantined).collect();
+        for id in &ids {
+            self.dispatch(*id, Event::Release);
+        }
+        let released: Vec<Value> = ids.iter().filter_map(|id| Some(report::name(self.registry.get(*id)?.0))).collect();
+        Ok(json!({ "released": released }))
     }
 
     fn logs(&mut self, session: SessionId, request_id: RequestId, selection: &Selection) -> Result<(), Box<Refusal>> {

@@ -56,10 +56,13 @@ It logs to a daily file in `log/` of the state folder, unless [log] in broker.to
 manager wants it in the foreground instead.
 
 Signals:
-  SIGTERM, SIGINT  end the backends and then the broker; a second one ends it at once
-  SIGHUP           read the service files again
+  SIGTERM   ends the broker and leaves its backends to the next one on the same state folder
+  SIGINT    ends the backends and then the broker
+  SIGHUP    reads the service files again
+A second SIGTERM or SIGINT ends the broker at once; what runs then is found by the next one, too.
 
-Exit codes: 0 ended as told, 1 failed, 2 usage, 75 another broker holds the socket or the state folder";
+Exit codes: 0 ended as told, 1 failed, 2 usage, 75 another broker holds the socket or the state folder, \
+78 a newer broker wrote what is in the state folder";
 
 impl From<Args> for Options {
     fn from(args: Args) -> Self {

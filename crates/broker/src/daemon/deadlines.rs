@@ -3,15 +3,15 @@
 use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 
-use broker_proto::{Reconnect, State};
+use broker_proto::State;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::task::{spawn_local, yield_now};
 
 use super::clock::now;
-use super::driver::Driver;
+use super::driver::{Driver, Leave};
 use super::perform::connections;
 use super::session::Session;
-use super::{RECONNECT_AFTER_MS, tell_manager};
+use super::tell_manager;
 use crate::core::backend::Event;
 
 /// How many sessions are given a sign of life before others have their turn.
@@ -59,7 +59,7 @@ impl Driver {
         let after = self.config.idle_exit.unwrap_or_default();
         tracing::info!("nobody has used this broker for {after:?}: it leaves");
         tell_manager(&[sd_notify::NotifyState::Stopping]);
-        self.leave(Reconnect::After { ms: RECONNECT_AFTER_MS });
+        self.leave(Leave::UNUSED);
     }
 
     /// Whether anybody uses the broker though no session is open. A backend that is merely there is not used.

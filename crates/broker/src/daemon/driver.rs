@@ -15,6 +15,7 @@ use super::admin::Batch;
 use super::clock::{Timer, now};
 use super::events::Events;
 use super::hosted::Hosted;
+use super::ledger::Here;
 use super::mains::Mains;
 use super::places::Places;
 use super::session::{Session, SessionId};
@@ -26,6 +27,7 @@ use crate::core::heartbeat::Heartbeat;
 use crate::core::idle_exit::IdleExit;
 use crate::core::registry::{BackendId, Registry};
 use crate::core::{Timestamp, millis_up};
+use crate::journal::Journal;
 use crate::process::pool::SpawnPool;
 use crate::services::Catalog;
 
@@ -71,6 +73,8 @@ pub(super) struct Driver {
     pub(super) asked: HashMap<Ticket, Asked>,
     pub(super) batches: HashMap<u64, Batch>,
     pub(super) events: Events,
+    pub(super) journal: Journal,
+    pub(super) here: Here,
     pub(super) sessions: HashMap<SessionId, Connected>,
     pub(super) sessions_of_user: HashMap<u32, usize>,
     pub(super) watches: Watches,
@@ -83,8 +87,10 @@ pub(super) struct Driver {
     pub(super) idle_exit: IdleExit,
     pub(super) began: Timestamp,
     /// Set once the broker is on its way out.
-    pub(super) leaving: Option<Reconnect>,
-    /// Told when it is leaving and nothing runs any more.
+    pub(super) leaving: Option<Leave>,
+    /// Launches whose outcome is not known yet.
+    pub(super) launching: usize,
+    /// Told when it is leaving and nothing keeps it any more.
     pub(super) empty: Rc<Notify>,
     /// Told at every launch.
     pub(super) launched_one: Rc<Notify>,
@@ -92,6 +98,15 @@ pub(super) struct Driver {
     /// The newest reading of the service files that was taken over.
     pub(super) newest_load: u64,
     queue: VecDeque<(BackendId, Event)>,
+}
+
+/// How the broker goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Leave {
+    /// What its clients are told.
+    pub(super) reconnect: Reconnect,
+    /// Whether its backends are left to the next broker.
+    pub(super) keeps: bool,
 }
 
 /// What a driver is made of.
@@ -104,11 +119,13 @@ pub(super) struct Parts {
     pub(super) timer: Rc<Timer>,
     pub(super) listener: Rc<Listener>,
     pub(super) reports: mpsc::Sender<Report>,
+    pub(super) journal: Journal,
+    pub(super) here: Here,
 }
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Shared {
-        let Parts { config, nofile_soft, places, catalog, watches, timer, listener, reports } = parts;
+        let Parts { config, nofile_soft, places, catalog, watches, timer, listener, reports, journal, here } = parts;
         let began = now();
         let idle_exit = IdleExit::new(began, config.idle_exit);
         Rc::new_cyclic(|me| {
@@ -124,6 +141,8 @@ impl Driver {
                 asked: HashMap::new(),
                 batches: HashMap::new(),
                 events: Events::new(),
+                journal,
+                here,
                 sessions: HashMap::new(),
                 sessions_of_user: HashMap::new(),
                 watches,
@@ -136,6 +155,7 @@ impl Driver {
                 idle_exit,
                 began,
                 leaving: None,
+                launching: 0,
                 empty: Rc::new(Notify::new()),
                 launched_one: Rc::new(Notify::new()),
                 next_number: 1,
@@ -157,7 +177,10 @@ impl Driver {
         self.queue.push_back((id, event));
         let mut effects: Vec<Effect> = Vec::new();
         while let Some((id, event)) = self.queue.pop_front() {
-            self.registry.handle(now(), id, event, &mut effects);
+            // What follows a decision is done after it was put down.
+            if self.registry.handle(now(), id, event, &mut effects) {
+                self.remember(id);
+            }
             for effect in effects.drain(..) {
                 self.perform(id, effect);
             }
@@ -190,7 +213,7 @@ impl Driver {
 
     /// A session's peer may be sent messages from now on.
     pub(super) fn greeted(&self, session: &Session) {
-        if let Some(reconnect) = self.leaving {
+        if let Some(Leave { reconnect, .. }) = self.leaving {
             session.send(&ServerMessage::GoAway { reconnect }, None);
         }
     }
@@ -220,43 +243,9 @@ impl Driver {
         self.sessions.get(&id).map(|connected| Rc::clone(&connected.session))
     }
 
-    /// Begins to leave: tells every session, refuses what is new, and stops the backends.
-    pub(super) fn leave(&mut self, reconnect: Reconnect) {
-        if self.leaving.replace(reconnect).is_some() {
-            return;
-        }
-        let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
-        tracing::info!(sessions = self.sessions.len(), backends = live, "shutting down");
-        for connected in self.sessions.values().filter(|connected| connected.session.is_greeted()) {
-            connected.session.send(&ServerMessage::GoAway { reconnect }, None);
-        }
-        let all: Vec<BackendId> = self.registry.iter().map(|(id, _, _)| id).collect();
-        for id in all {
-            self.settle_doubts(id);
-            self.dispatch(id, Event::Stop(None));
-        }
-        self.end_waits();
-        self.leave_if_empty();
-    }
-
-    fn leave_if_empty(&self) {
-        if self.leaving.is_some() && !self.registry.iter().any(|(_, _, backend)| backend.is_live()) {
-            self.empty.notify_one();
-        }
-    }
-
     /// The logs of what runs, with their caps in bytes.
     pub(super) fn running_logs(&self) -> Vec<(std::path::PathBuf, u64)> {
         let running = self.hosted.values().filter_map(|hosted| hosted.running.as_ref());
         running.map(|running| (running.log.clone(), running.definition.log.max_bytes)).collect()
-    }
-
-    /// Removes the sockets that the broker holds for its backends.
-    pub(super) fn remove_sockets(&self) {
-        for held in self.hosted.values().filter_map(|hosted| hosted.listener.as_ref()) {
-            held.remove();
-        }
-        // Only if it is empty: a daemon may have made something there.
-        let _ = std::fs::remove_dir(self.places.endpoints());
     }
 }

@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use broker_proto::Endpoint;
-use nix::unistd::Pid;
 
 use super::clock::now;
 use super::driver::Driver;
 use super::hosted::{Main, Running};
 use super::perform::connect;
-use super::work::{self, Ending, Report};
+use super::work::{self, Ending, Finished, Report};
 use super::{tasks, telling};
 use crate::core::backend::{Event, Trace};
 use crate::core::registry::BackendId;
+use crate::failpoint;
 use crate::net::endpoint::ConnectError;
 use crate::process::exit::{Exit, peek};
 use crate::process::forked::survivors;
@@ -97,9 +97,15 @@ impl Driver {
         }
         running.known.push(launcher);
         running.known.extend(found.map(|other| other.pid));
+        if let Some(process) = &mut running.start.process {
+            process.main = survivor.identity;
+            process.group = group;
+            process.known = running.known.iter().map(|pid| pid.as_raw()).collect();
+        }
         running.main = Main { pid: survivor.pid, pidfd: Arc::new(survivor.pidfd), group };
         let watch = tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&running.main.pidfd));
         running.tasks.push(watch);
+        self.remember_main(id);
     }
 
     /// Asks the group to end. The main process is not reaped before its end is worked off here, so the number is its own.
@@ -115,9 +121,15 @@ impl Driver {
         if let Some((key, _)) = self.registry.get(id) {
             tracing::info!(backend = %key, generation, signal = stop_signal.as_str(), "stopping");
         }
+        failpoint::reached("before-terminate");
+        // An adopted one is nobody's zombie here once it has ended, and its number anybody's.
+        if running.is_adopted && !is_in_group(&running.main) {
+            return;
+        }
         if let Err(error) = signal(running.main.group, stop_signal) {
             tracing::warn!(%error, pid = main.as_raw(), "cannot signal a process group");
         }
+        failpoint::reached("after-terminate");
     }
 
     /// Ends what is left of a generation.
@@ -130,16 +142,18 @@ impl Driver {
             Endpoint::Unix { path } if !inherits => Some(PathBuf::from(path)),
             Endpoint::Unix { .. } | Endpoint::Tcp { .. } => None,
         };
-        let Running { main, facts, tree, log, .. } = running;
-        let ending = Ending { main, facts, tree, socket, log };
+        let Running { main, facts, tree, log, start, .. } = running;
+        let (main, facts, log) = (Some(main), Some(facts), Some(log));
+        self.end_with(id, generation, Ending { main, facts, tree, socket, log, record: start.record });
+    }
+
+    /// Ends what is left, on a worker thread.
+    pub(super) fn end_with(&mut self, id: BackendId, generation: u64, ending: Ending) {
         let mains = self.mains.clone();
-        let job = move || {
-            let (trace, remaining, lingering) = work::finish(ending, &mains);
-            Report::Gone { id, generation, trace, remaining, lingering }
-        };
+        let job = move || Report::Gone { id, generation, finished: work::finish(ending, &mains) };
         let faulty = move || {
             let _ = telling::fault("the end of a backend failed");
-            Report::Gone { id, generation, trace: Trace::default(), remaining: Vec::new(), lingering: None }
+            Report::Gone { id, generation, finished: Finished::default() }
         };
         if let Err(error) = self.work(job, faulty) {
             tracing::error!(%error, generation, "no thread to end a backend from");
@@ -148,14 +162,8 @@ impl Driver {
     }
 
     /// Nothing of a backend is left.
-    pub(super) fn gone(
-        &mut self,
-        id: BackendId,
-        generation: u64,
-        trace: Trace,
-        remaining: &[Pid],
-        lingering: Option<Main>,
-    ) {
+    pub(super) fn gone(&mut self, id: BackendId, generation: u64, finished: Finished) {
+        let Finished { trace, remaining, lingering } = finished;
         if let Some((key, _)) = self.registry.get(id) {
             if remaining.is_empty() {
                 tracing::debug!(backend = %key, generation, "gone");
@@ -166,6 +174,13 @@ impl Driver {
         if let Some(main) = lingering {
             tasks::reap_later(self.mains.clone(), main);
         }
+        self.remember_end(id, generation, &trace);
         self.dispatch(id, Event::Gone { generation, trace });
     }
+}
+
+/// Whether a main process lives and is in its group, which so is its own.
+fn is_in_group(main: &Main) -> bool {
+    let stat = identity::stat(main.pid).ok().flatten();
+    !kernel::has_ended(main.pidfd.as_fd()) && stat.is_some_and(|stat| stat.group == main.group)
 }

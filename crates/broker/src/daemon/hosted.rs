@@ -3,12 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use broker_proto::Endpoint;
 use nix::unistd::Pid;
 use tokio::task::JoinHandle;
 
 use super::doubts::Doubt;
+use super::ledger::{Start, fingerprint};
 use crate::core::backend::Policies;
 use crate::core::readiness::Pace;
 use crate::core::recovery::Policy;
@@ -23,6 +25,8 @@ use crate::services::{self, Definition, Probe};
 pub(super) struct Hosted {
     /// The newest one; a running generation keeps its own.
     pub(super) definition: Arc<Definition>,
+    /// Recognises it in the journal.
+    pub(super) fingerprint: u64,
     pub(super) running: Option<Running>,
     /// The listening socket that daemons of this backend inherit, kept from start to start.
     pub(super) listener: Option<Held>,
@@ -36,6 +40,8 @@ pub(super) struct Hosted {
     pub(super) doubts: Vec<Doubt>,
     /// A task looks after those.
     pub(super) is_doubted: bool,
+    /// How the newest generation ended and how long it had lived, until that is written down.
+    pub(super) exit: Option<(broker_proto::Exit, Duration)>,
 }
 
 /// A listening socket, and where it listens.
@@ -60,6 +66,12 @@ impl Held {
 pub(super) struct Running {
     pub(super) generation: u64,
     pub(super) definition: Arc<Definition>,
+    /// What is written down of it.
+    pub(super) start: Start,
+    /// An earlier broker started it.
+    pub(super) is_adopted: bool,
+    /// The kernel ends it with this broker, so it cannot be left to the next one.
+    pub(super) dies_with_broker: bool,
     pub(super) endpoint: Endpoint,
     pub(super) main: Main,
     pub(super) facts: Arc<StartFacts>,
@@ -90,7 +102,9 @@ pub(super) struct Main {
 
 /// What a start made.
 pub(super) struct Launched {
-    pub(super) definition: Arc<Definition>,
+    /// Complete: with the endpoint that it was given and the process that it became.
+    pub(super) start: Start,
+    pub(super) dies_with_broker: bool,
     pub(super) main: Main,
     pub(super) endpoint: Endpoint,
     pub(super) facts: StartFacts,
@@ -112,6 +126,7 @@ impl Drop for Task {
 impl Hosted {
     pub(super) fn new(definition: Arc<Definition>) -> Self {
         Self {
+            fingerprint: fingerprint(&definition),
             definition,
             running: None,
             listener: None,
@@ -120,6 +135,7 @@ impl Hosted {
             watched: None,
             doubts: Vec::new(),
             is_doubted: false,
+            exit: None,
         }
     }
 

@@ -13,6 +13,8 @@ mod driver;
 mod ending;
 mod events;
 mod hosted;
+mod leaving;
+mod ledger;
 mod listener;
 mod log;
 mod mains;
@@ -26,6 +28,7 @@ mod report;
 mod requests;
 mod session;
 mod signals;
+mod sweep;
 mod tasks;
 mod telling;
 mod trimming;
@@ -38,7 +41,6 @@ use std::io;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use broker_proto::Reconnect;
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, LocalOptions};
@@ -47,7 +49,8 @@ use tokio::sync::mpsc;
 use self::args::Args;
 use self::clock::Timer;
 use self::detach::{Launcher, Side, detach};
-use self::driver::{Driver, Parts, Shared};
+use self::driver::{Driver, Leave, Parts, Shared};
+use self::ledger::Here;
 use self::ownership::{Ownership, OwnershipError};
 use self::places::Places;
 use self::signals::{Request, Signals};
@@ -55,8 +58,11 @@ use self::watches::Watches;
 use self::work::Report;
 use crate::config::{Config, ConfigError, Options, Surroundings};
 use crate::core::backend::Event;
+use crate::failpoint;
+use crate::journal::Journal;
 use crate::process::orphans::reap_orphans;
 use crate::services::Catalog;
+use crate::store::StoreError;
 
 /// Reports of worker threads that wait to be read. A thread that finds it full waits, and nobody else does.
 const REPORTS_MAX: usize = 1024;
@@ -67,6 +73,10 @@ const RECONNECT_AFTER_MS: u64 = 500;
 /// Another broker holds the place: as sysexits.h has it, try again later.
 const EXIT_TAKEN: u8 = 75;
 
+/// What a newer broker wrote cannot be read: as sysexits.h has it, something is set up wrongly, and trying again does not
+/// help.
+const EXIT_NEWER: u8 = 78;
+
 /// Why the broker ends before its time.
 #[derive(Debug, thiserror::Error)]
 enum Fatal {
@@ -76,6 +86,8 @@ enum Fatal {
     Log(#[from] log::LogError),
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("cannot {what}")]
     System {
         what: &'static str,
@@ -104,7 +116,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             print_chain(&error);
             match error {
                 Fatal::Ownership(OwnershipError::Taken { .. }) => ExitCode::from(EXIT_TAKEN),
-                Fatal::Config(_) | Fatal::Log(_) | Fatal::Ownership(_) | Fatal::System { .. } => ExitCode::FAILURE,
+                Fatal::Store(StoreError::Newer { .. }) => ExitCode::from(EXIT_NEWER),
+                Fatal::Config(_) | Fatal::Log(_) | Fatal::Ownership(_) | Fatal::Store(_) | Fatal::System { .. } => {
+                    ExitCode::FAILURE
+                }
             }
         }
     }
@@ -169,7 +184,8 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
     let signals = Signals::install().map_err(system("install signal handlers"))?;
     let places = Places::new(&config.socket, &config.state_dir);
     let (ownership, listener) = Ownership::take(&config.socket, &config.state_dir, &places, config.socket_group)?;
-    places.sweep();
+    let opened = Journal::open(&places.journal())?;
+    let here = Here::read().map_err(system("learn which boot this is"))?;
     let catalog = Catalog::load(&config.services);
     let (reports, mut reported) = mpsc::channel(REPORTS_MAX);
     let timer = Rc::new(Timer::new().map_err(system("make a timer"))?);
@@ -186,7 +202,10 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
         timer: Rc::clone(&timer),
         listener: Rc::clone(&listener),
         reports,
+        journal: opened.journal.clone(),
+        here,
     });
+    driver.borrow_mut().take_over(opened.rows, opened.unreadable);
     driver.borrow().arm();
     driver.borrow().log_problems();
     let empty = Rc::clone(&driver.borrow().empty);
@@ -215,6 +234,11 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
             () = empty.notified() => break,
         }
     }
+    failpoint::reached("before-flush");
+    let journal = driver.borrow().journal.clone();
+    if !journal.flush() {
+        tracing::warn!("the journal is behind: what runs is known by its start record alone");
+    }
     tracing::info!("ended");
     driver.borrow().remove_sockets();
     ownership.leave();
@@ -225,11 +249,11 @@ fn take_signal(driver: &Shared, request: Request) {
     match request {
         Request::Drain => {
             tell_manager(&[sd_notify::NotifyState::Stopping]);
-            driver.borrow_mut().leave(Reconnect::After { ms: RECONNECT_AFTER_MS });
+            driver.borrow_mut().leave(Leave::HAND_OVER);
         }
         Request::Stop => {
             tell_manager(&[sd_notify::NotifyState::Stopping]);
-            driver.borrow_mut().leave(Reconnect::Never);
+            driver.borrow_mut().leave(Leave::STOP);
         }
         Request::Reload => {
             if let Err(refusal) = driver.borrow_mut().reload(None) {
@@ -249,9 +273,7 @@ fn take_report(driver: &Shared, report: Report) {
     let mut driver = driver.borrow_mut();
     match report {
         Report::Launched { id, generation, result } => driver.launched(id, generation, result),
-        Report::Gone { id, generation, trace, remaining, lingering } => {
-            driver.gone(id, generation, trace, &remaining, lingering);
-        }
+        Report::Gone { id, generation, finished } => driver.gone(id, generation, finished),
         Report::Probing { id, generation, probe } => driver.probing(id, generation, probe),
         Report::Loaded { number, catalog, asker } => driver.loaded(number, *catalog, asker),
         Report::Reply { session, request_id, document } => {

@@ -87,7 +87,7 @@ impl Ownership {
     }
 }
 
-/// Locks a file and writes our number into it; the lock lasts until the process ends, however it ends.
+/// Locks a file and writes into it who we are and since when; the lock lasts until the process ends, however it ends.
 fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, OwnershipError> {
     let failed = |source| OwnershipError::Io { what: "lock", path: path.to_owned(), source };
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
@@ -95,7 +95,7 @@ fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, O
         Ok(mut locked) => {
             let write = |file: &mut File| {
                 file.set_len(0)?;
-                writeln!(file, "{}", std::process::id())
+                writeln!(file, "{}\n{:.0}", std::process::id(), jiff::Timestamp::now())
             };
             // A courtesy to whom finds it taken; a full disk is no reason not to run.
             if let Err(error) = write(&mut locked) {
@@ -104,25 +104,32 @@ fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, O
             Ok(locked)
         }
         Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let who = holder(&file).map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            let who = holder(&file).map(|who| format!(" ({who})")).unwrap_or_default();
             Err(OwnershipError::Taken { path: what.to_owned(), who, option })
         }
         Err((_, errno)) => Err(failed(errno.into())),
     }
 }
 
-/// The number in a lock. One that has just been taken has none yet, or that of the holder before.
-fn holder(mut file: &File) -> Option<i32> {
+/// Who has a lock, and since when. One that has just been taken says nothing yet, or who held it before.
+fn holder(mut file: &File) -> Option<String> {
     for _ in 0..LOOKS_MAX {
         let mut text = String::new();
         file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
-        let pid = text.trim().parse().ok().filter(|pid| matches!(stat(Pid::from_raw(*pid)), Ok(Some(_))));
-        if pid.is_some() {
-            return pid;
+        let (pid, since) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
+        let pid: Option<i32> = pid.parse().ok();
+        if let Some(pid) = pid.filter(|pid| matches!(stat(Pid::from_raw(*pid)), Ok(Some(_)))) {
+            let since = since.parse::<jiff::Timestamp>().map(|time| format!(", since {}", local(time)));
+            return Some(format!("pid {pid}{}", since.unwrap_or_default()));
         }
         std::thread::sleep(LOOK_AGAIN);
     }
     None
+}
+
+/// A time as people here write it.
+fn local(time: jiff::Timestamp) -> String {
+    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// Removes the socket of a broker that is gone.

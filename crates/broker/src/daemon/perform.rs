@@ -1,18 +1,22 @@
 //! Effects: what the machines decide, done.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage};
+use nix::unistd::Pid;
 
+use super::clock::now;
 use super::driver::{Driver, Kind};
 use super::ending::Look;
 use super::hosted::{Launched, Running};
+use super::ledger::{Start, fingerprint};
 use super::session::{Session, SessionId};
 use super::work::{self, Order, Report};
 use super::{tasks, telling};
-use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket, Waiter};
+use crate::core::backend::{Effect, Event, Happening, RETRY_HINT, Ticket, Trace, Waiter};
 use crate::core::millis_up;
 use crate::core::registry::BackendId;
 use crate::documents::ready_backend;
@@ -21,7 +25,7 @@ use crate::net::ownership;
 use crate::net::sock_diag::{established_tcp, established_unix};
 use crate::process::group::Tree;
 use crate::process::spawn;
-use crate::services::{self, Probe, Resume};
+use crate::services::{self, Definition, Probe, Resume};
 
 /// What a client is told that is given a backend.
 pub(super) struct Grant {
@@ -50,7 +54,12 @@ impl Driver {
                     session.send(&ServerMessage::Progress(progress), None);
                 }
             }
-            Effect::Record { generation, happening } => self.record(id, generation, happening),
+            Effect::Record { generation, happening } => {
+                if let (Happening::Exited { exit, lived, .. }, Some(hosted)) = (&happening, self.hosted.get_mut(&id)) {
+                    hosted.exit = Some((*exit, *lived));
+                }
+                self.record(id, generation, happening);
+            }
             Effect::Tell { ticket, news } => {
                 let endpoint = self.hosted.get(&id).and_then(|h| h.running.as_ref()).map(|r| r.endpoint.clone());
                 if let Some((session, request_id)) = self.asker(ticket)
@@ -87,30 +96,44 @@ impl Driver {
 
     fn start(&mut self, id: BackendId, generation: u64) {
         let Some((key, _)) = self.registry.get(id) else { return };
+        let key = key.clone();
         let Some(hosted) = self.hosted.get_mut(&id) else { return };
+        hosted.exit = None;
         let definition = Arc::clone(&hosted.definition);
         tracing::info!(backend = %key, generation, "starting");
         let socket = match &definition.endpoint {
             services::Endpoint::Unix { path: Some(path) } => path.clone(),
-            services::Endpoint::Unix { path: None } | services::Endpoint::Tcp { .. } => self.places.socket(key),
+            services::Endpoint::Unix { path: None } | services::Endpoint::Tcp { .. } => self.places.socket(&key),
         };
-        let is_awaited = matches!(definition.endpoint, services::Endpoint::Unix { .. })
-            && matches!(definition.readiness.probe, Probe::Connect);
-        if is_awaited {
-            self.watches.add(&socket, id, generation);
-            hosted.watched = Some(socket.clone());
-        }
         hosted.drop_unfit_listener(&definition);
-        let order = Order {
+        let listener = hosted.listener.clone();
+        self.watch_for(id, generation, &definition, &socket);
+        let start = Start {
             key: key.clone(),
+            generation,
+            began: now(),
+            here: self.here.clone(),
+            definition: Arc::clone(&definition),
+            endpoint: None,
+            log: None,
+            notify: None,
+            record: None,
+            process: None,
+        };
+        let order = Order {
             socket,
-            notify: self.places.notify(key, generation),
-            data: self.places.data(key),
-            logs: self.places.logs(key),
-            listener: hosted.listener.clone(),
+            notify: self.places.notify(&key, generation),
+            data: self.places.data(&key),
+            logs: self.places.logs(&key),
+            listener,
             nofile_soft: self.nofile_soft,
             definition,
+            start,
+            record: self.places.start(&key, generation),
+            journal: self.journal.clone(),
+            key,
         };
+        self.launching += 1;
         let mains = self.mains.clone();
         let job = move || Report::Launched { id, generation, result: work::launch(&order, &mains) };
         let faulty =
@@ -118,41 +141,69 @@ impl Driver {
         if let Err(error) = self.work(job, faulty) {
             let reason = format!("no thread to start it from: {error}");
             let refusal = Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT));
+            self.launching -= 1;
             self.follow_up(id, Event::StartFailed { generation, refusal });
+        }
+    }
+
+    /// Waits for the appearance of a socket file, where that tells of readiness.
+    pub(super) fn watch_for(&mut self, id: BackendId, generation: u64, definition: &Definition, socket: &Path) {
+        let is_awaited = matches!(definition.endpoint, services::Endpoint::Unix { .. })
+            && matches!(definition.readiness.probe, Probe::Connect);
+        if is_awaited && let Some(hosted) = self.hosted.get_mut(&id) {
+            self.watches.add(socket, id, generation);
+            hosted.watched = Some(socket.to_owned());
         }
     }
 
     /// Takes what a launch made, and begins to watch it.
     pub(super) fn launched(&mut self, id: BackendId, generation: u64, result: Result<Box<Launched>, Box<Refusal>>) {
+        self.launching -= 1;
         let Some((key, _)) = self.registry.get(id) else { return };
-        let Some(hosted) = self.hosted.get_mut(&id) else { return };
+        if !self.hosted.contains_key(&id) {
+            return;
+        }
         let launched = match result {
             Ok(launched) => *launched,
             Err(refusal) => {
                 tracing::warn!(backend = %key, generation, code = %refusal.code, "not started: {}", refusal.reason);
                 self.unwatch(id);
+                self.remember_end(id, generation, &Trace::default());
                 self.dispatch(id, Event::StartFailed { generation, refusal: *refusal });
                 return;
             }
         };
-        let Launched { definition, main, endpoint, facts, log, listener, notify, probe } = launched;
-        tracing::info!(backend = %key, generation, pid = main.pid.as_raw(), %endpoint, "started");
+        let endpoint = launched.start.endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default();
+        tracing::info!(backend = %key, generation, pid = launched.main.pid.as_raw(), endpoint, "started");
+        self.launched_one.notify_one();
+        self.host(id, launched, false);
+        self.dispatch(id, Event::Started { generation });
+        self.stop_if_not_kept(id);
+    }
+
+    /// Keeps a generation that runs, and begins to watch it.
+    pub(super) fn host(&mut self, id: BackendId, launched: Launched, is_adopted: bool) {
+        let Launched { start, main, endpoint, facts, log, listener, notify, probe, dies_with_broker } = launched;
+        let generation = start.generation;
         let (over, is_over) = tokio::sync::watch::channel(());
         let mut running_tasks = vec![tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&main.pidfd))];
         if let Some(notify) = notify {
             running_tasks.push(tasks::watch_notify(self.me.clone(), id, generation, notify));
         }
         drop(is_over);
-        self.launched_one.notify_one();
+        let Some(hosted) = self.hosted.get_mut(&id) else { return };
         hosted.listener = listener;
         hosted.log = Some(log.clone());
         hosted.running = Some(Running {
             generation,
-            definition,
+            definition: Arc::clone(&start.definition),
+            known: start.process.iter().flat_map(|process| &process.known).map(|&pid| Pid::from_raw(pid)).collect(),
+            start,
+            is_adopted,
+            dies_with_broker,
             endpoint,
             main,
             facts: Arc::new(facts),
-            known: Vec::new(),
             survivors: Vec::new(),
             looks: 0,
             tree: Tree::default(),
@@ -161,7 +212,6 @@ impl Driver {
             over,
             tasks: running_tasks,
         });
-        self.dispatch(id, Event::Started { generation });
     }
 
     pub(super) fn unwatch(&mut self, id: BackendId) {
@@ -323,6 +373,7 @@ impl Driver {
         let waiters_max = self.config.limits.waiters_per_backend;
         let policies = super::hosted::policies(&definition, waiters_max);
         if let Some(hosted) = self.hosted.get_mut(&id) {
+            hosted.fingerprint = fingerprint(&definition);
             hosted.definition = definition;
         }
         self.dispatch(id, Event::Redefine(policies));

@@ -3,6 +3,7 @@
 //! Endpoints lie in a folder beside the broker's socket (`/run/broker/broker.sock.d/`), what outlives a start in the
 //! state folder. The same key always has the same places.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -63,22 +64,40 @@ impl Places {
         self.of_backend(key).join("logs")
     }
 
+    /// The journal of backends.
+    pub(super) fn journal(&self) -> PathBuf {
+        self.state.join("journal.db")
+    }
+
+    /// The folder of start records.
+    pub(super) fn starts(&self) -> PathBuf {
+        self.state.join("starts")
+    }
+
+    /// The record of one start. Names are of a bounded length, so it is one of a file.
+    pub(super) fn start(&self, key: &BackendKey, generation: u64) -> PathBuf {
+        let name = format!("{}@{}~{}.{generation}", key.service, key.version, key.instance);
+        self.starts().join(name)
+    }
+
     fn of_backend(&self, key: &BackendKey) -> PathBuf {
         let backends = self.state.join("backends");
         backends.join(key.instance.as_str()).join(key.service.as_str()).join(key.version.to_string())
     }
 
-    /// Ends what outlived an earlier broker, and removes the sockets that nobody serves.
-    pub(super) fn sweep(&self) {
+    /// Ends what an earlier broker left without a record of it, and removes the sockets that nobody serves. Logs and
+    /// sockets that are spared belong to backends that live, or may.
+    pub(super) fn sweep(&self, spared: &HashSet<PathBuf>) {
         // As the kernel names it.
         if let Ok(backends) = self.state.join("backends").canonicalize() {
-            let ended = end_writers_below(&backends);
+            let spared: HashSet<PathBuf> = spared.iter().filter_map(|path| path.canonicalize().ok()).collect();
+            let ended = end_writers_below(&backends, &spared);
             if !ended.is_empty() {
                 tracing::warn!(?ended, "ended what outlived an earlier broker");
             }
         }
         let entries = fs::read_dir(&self.endpoints).into_iter().flatten().flatten();
-        for path in entries.map(|entry| entry.path()) {
+        for path in entries.map(|entry| entry.path()).filter(|path| !spared.contains(path)) {
             let result = match path.extension().and_then(|extension| extension.to_str()) {
                 // Its reader was the earlier broker, and that is gone: we hold its lock.
                 Some("notify") => fs::remove_file(&path),
@@ -110,7 +129,7 @@ pub(super) fn make_private(directory: &Path, group: Option<u32>) -> io::Result<(
 
 /// The 64-bit FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in every release, unlike the
 /// standard library's.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

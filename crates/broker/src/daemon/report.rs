@@ -38,6 +38,7 @@ pub(super) fn status(driver: &Driver) -> Value {
             "services": driver.catalog.services.len(),
             "problems": driver.catalog.problems.len(),
             "draining": driver.leaving.is_some(),
+            "journal": driver.journal_report(),
         },
         "backends": backends,
     })
@@ -60,10 +61,11 @@ fn backend(driver: &Driver, id: BackendId) -> Option<Value> {
         "attempt": view.attempt,
         "crashes_in_window": view.crashes_in_window,
         "retry_after_ms": view.retry_after.map(millis_up),
-        "adopted": false,
+        "adopted": running.is_some_and(|r| r.is_adopted),
         "outdated": hosted.is_outdated(),
         "draining": view.draining,
         "status": view.status,
+        "quarantine": view.quarantine,
         "log_path": hosted.log,
     });
     extend(&mut value, details);

@@ -120,7 +120,8 @@ pub(super) fn watch_probe(
     probe: Spawned,
     mut is_over: watch::Receiver<()>,
 ) {
-    let pidfd = Arc::new(probe.pidfd);
+    let Spawned { pid, pidfd, dies_with_parent } = probe;
+    let pidfd = Arc::new(pidfd);
     spawn_local(async move {
         let obstacle = tokio::select! {
             () = ended(Arc::clone(&pidfd)) => match peek(pidfd.as_fd()) {
@@ -133,7 +134,7 @@ pub(super) fn watch_probe(
         };
         let Some(driver) = driver.upgrade() else { return };
         let mut driver = driver.borrow_mut();
-        end_probe(&driver.pool, Spawned { pid: probe.pid, pidfd: own(pidfd) });
+        end_probe(&driver.pool, Spawned { pid, pidfd: own(pidfd), dies_with_parent });
         driver.dispatch(id, Event::Probed { generation, ready: obstacle.is_none(), obstacle });
     });
 }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use nix::unistd::{Pid, getpgrp, getsid};
 
-use super::identity::{Stat, open_if, stat};
+use super::identity::{Identity, Stat, open_if, stat};
 use super::orphans::orphans;
 use super::start::{Evidence, StartFacts};
 
@@ -18,6 +18,7 @@ const ANCESTORS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Survivor {
     pub(crate) pid: Pid,
+    pub(crate) identity: Identity,
     pub(crate) pidfd: OwnedFd,
     pub(crate) evidence: Evidence,
 }
@@ -45,7 +46,9 @@ pub(crate) fn survivors(start: &StartFacts, is_other: impl Fn(Pid) -> bool) -> i
         });
         // One that cannot be opened for lack of descriptors is an error: it must not be taken for absent.
         match (opened?, evidence) {
-            (Some((facts, pidfd)), Some(evidence)) => found.push((facts.start_time, Survivor { pid, pidfd, evidence })),
+            (Some((facts, pidfd)), Some(evidence)) => {
+                found.push((facts.start_time, Survivor { pid, identity: facts.identity(), pidfd, evidence }))
+            }
             // With evidence and yet not opened: it ended while its facts were read. Without any: it may have begun to end
             // in between, and closed what would have spoken for it; so its state is read once more, after all else.
             (_, evidence) => is_settled &= evidence.is_none() && !is_ending(pid),

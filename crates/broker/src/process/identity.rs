@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::kernel::{has_ended, pidfd_open};
 
@@ -34,8 +35,9 @@ pub(crate) struct Stat {
 }
 
 /// A process, told apart from a later one with the same number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Identity {
+    #[serde(with = "pid_number")]
     pub(crate) pid: Pid,
     /// Clock ticks from boot to its start (field 22 of `/proc/PID/stat`).
     pub(crate) start_time: u64,
@@ -75,7 +77,7 @@ impl Stat {
 }
 
 /// A file, however it is named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct FileId {
     pub(crate) device: u64,
     pub(crate) inode: u64,
@@ -171,6 +173,21 @@ fn children(pid: Pid) -> io::Result<Vec<Pid>> {
 pub(crate) fn command_name(pid: Pid) -> Option<String> {
     let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(OsStr::from_bytes(name.trim_ascii_end()).to_string_lossy().chars().filter(|c| !c.is_control()).collect())
+}
+
+/// Process numbers as numbers.
+pub(crate) mod pid_number {
+    use nix::unistd::Pid;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+    pub(crate) fn serialize<S: Serializer>(pid: &Pid, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i32(pid.as_raw())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pid, D::Error> {
+        i32::deserialize(deserializer).map(Pid::from_raw)
+    }
 }
 
 #[cfg(test)]

@@ -15,5 +15,6 @@ pub(crate) mod pool;
 pub(crate) mod printable;
 pub(crate) mod spawn;
 pub(crate) mod start;
+pub(crate) mod start_record;
 #[cfg(test)]
 pub(crate) mod testing;

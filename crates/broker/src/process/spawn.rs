@@ -26,6 +26,7 @@ use self::child::{Context, Step};
 pub(crate) use self::error::SpawnError;
 pub(crate) use self::program::resolve_program;
 use super::kernel::reap;
+use crate::failpoint;
 
 /// How often a program that is being written to is tried again, and how long after the last time. Another thread's
 /// child holds a descriptor of a freshly installed program for the instant between its fork and its exec.
@@ -60,6 +61,8 @@ pub(crate) struct Command {
     pub(crate) listen: Vec<Listen>,
     /// Whether the kernel kills the program with the broker.
     pub(crate) die_with_parent: bool,
+    /// Where the child writes who it is before it executes the program. If it cannot, the program dies with the broker.
+    pub(crate) record: Option<Arc<OwnedFd>>,
     /// The soft limit of descriptors, if the broker raised its own.
     pub(crate) nofile_soft: Option<u64>,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Command {
 pub(crate) struct Spawned {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
+    /// Whether the kernel kills it with the broker: as it was asked for, or because it could not be recorded.
+    pub(crate) dies_with_parent: bool,
 }
 
 /// Starts the program and returns once it is executed. Stdin is `/dev/null`.
@@ -168,13 +173,17 @@ impl Prepared {
             listen_pid,
             broker: Pid::this().as_raw(),
             die_with_parent: command.die_with_parent,
+            record: command.record.as_ref().map_or(-1, |record| record.as_raw_fd()),
+            kill_broker_before_record: failpoint::is_next("child-before-record"),
+            kill_broker_after_record: failpoint::is_next("child-after-record"),
             nofile_soft: command.nofile_soft,
             failed: Step::None,
             errno: 0,
         };
         let stack = Stack::new().map_err(|source| SpawnError::prepare("reserve the child's stack", source))?;
-        let spawned = clone(&mut context, &stack).map_err(|source| SpawnError::prepare("clone", source))?;
+        let mut spawned = clone(&mut context, &stack).map_err(|source| SpawnError::prepare("clone", source))?;
         if context.failed == Step::None {
+            spawned.dies_with_parent = context.die_with_parent;
             return Ok(spawned);
         }
         // The child reported and is on its way out; nobody but its parent may reap it, so the wait is short.
@@ -197,7 +206,7 @@ fn clone(context: &mut Context, stack: &Stack) -> io::Result<Spawned> {
     child::set_signal_mask(previous);
     let pid = Pid::from_raw(pid?);
     // SAFETY: the kernel has just made this descriptor for us.
-    Ok(Spawned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+    Ok(Spawned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, dies_with_parent: false })
 }
 
 /// Memory for the child's stack, below which a guard page lies.

@@ -7,10 +7,11 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::identity::{FileId, Identity, Stat};
 use super::kernel::has_ended;
@@ -24,7 +25,7 @@ const OBSERVE_TRIES: u32 = 50;
 const OBSERVE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The facts of one start, read right after it was spawned.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StartFacts {
     /// The process that was spawned. Its number is also that of its session and group.
     pub(crate) leader: Identity,
@@ -96,6 +97,22 @@ impl StartFacts {
             executable: executable.as_ref().map(FileId::from),
             command_line,
         })
+    }
+
+    /// The facts of a start that somebody else spawned and could not look at: as they are now, of a leader that lives or
+    /// not.
+    pub(crate) fn of_another(leader: Identity, log: Option<&Path>, notify_socket: Option<PathBuf>) -> Self {
+        let is_there = Identity::of(leader.pid).ok().flatten() == Some(leader);
+        let executable = is_there.then(|| fs::metadata(format!("/proc/{}/exe", leader.pid)).ok()).flatten();
+        let command_line = if is_there { proc_text(leader.pid, "cmdline").unwrap_or_default() } else { Vec::new() };
+        let log = log.and_then(|log| fs::metadata(log).ok());
+        Self {
+            leader,
+            log: log.as_ref().map(FileId::from),
+            notify_socket,
+            executable: executable.as_ref().map(FileId::from),
+            command_line,
+        }
     }
 
     /// The strongest evidence that a process belongs to this start. Open its pidfd first.

@@ -127,6 +127,7 @@ pub(crate) fn command(program: &str, arguments: &[&str], output: &Path) -> Comma
         stderr: output,
         listen: Vec::new(),
         die_with_parent: false,
+        record: None,
         nofile_soft: None,
     }
 }

@@ -1,7 +1,7 @@
 //! What a service file defines, once it is parsed.
 //!
 //! Owns the types. A value of these types was checked when it was made; nobody checks it again. Immutable: a backend
-//! keeps the definition that it was started with, and a reload makes new ones.
+//! keeps the definition that it was started with, over the death of its broker too, and a reload makes new ones.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use broker_proto::ServiceName;
 use nix::sys::signal::Signal;
 use semver::Version;
+use serde::{Deserialize, Serialize};
 
 use super::template::Template;
 use crate::core::admission::AccessRules;
@@ -33,7 +34,7 @@ pub(crate) struct Service {
 }
 
 /// How one version of a service is run. Two are equal if a backend started with one is as good as with the other.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Definition {
     pub(crate) service: ServiceName,
     pub(crate) version: Version,
@@ -51,7 +52,7 @@ pub(crate) struct Definition {
 }
 
 /// A program and its arguments.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Command {
     /// An absolute path; or a bare name, which is looked up in the `PATH` of the backend's environment at each start.
     pub(crate) program: Template,
@@ -59,7 +60,7 @@ pub(crate) struct Command {
 }
 
 /// The environment of a backend: exactly this, plus what its probe needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Environment {
     /// Names of the broker's own variables. One that the broker does not have is not set.
     pub(crate) inherit: Vec<String>,
@@ -68,7 +69,7 @@ pub(crate) struct Environment {
 }
 
 /// Where a backend listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Endpoint {
     /// A Unix socket, at a fixed absolute path or one that the broker chooses.
     Unix { path: Option<PathBuf> },
@@ -77,7 +78,7 @@ pub(crate) enum Endpoint {
 }
 
 /// When a starting backend is ready.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Readiness {
     pub(crate) probe: Probe,
     /// A start that takes longer is a crash. Never zero.
@@ -85,7 +86,7 @@ pub(crate) struct Readiness {
 }
 
 /// How to see that a backend is ready.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Probe {
     /// Its endpoint accepts a connection.
     Connect,
@@ -98,7 +99,7 @@ pub(crate) enum Probe {
 }
 
 /// How crashes are answered. The values are as written; core raises zeros.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Recovery {
     pub(crate) retry_backoff: Duration,
     pub(crate) budget_window: Duration,
@@ -106,10 +107,11 @@ pub(crate) struct Recovery {
 }
 
 /// How a backend runs and ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lifecycle {
     /// From the last release; `None` is never.
     pub(crate) idle_timeout: Option<Duration>,
+    #[serde(with = "signal_name")]
     pub(crate) stop_signal: Signal,
     /// From the stop signal to SIGKILL. Zero kills at once.
     pub(crate) stop_timeout: Duration,
@@ -119,13 +121,13 @@ pub(crate) struct Lifecycle {
 }
 
 /// What a client's connection to a backend means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Session {
     pub(crate) resume: Resume,
 }
 
 /// What a client does whose connection broke because the daemon crashed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Resume {
     /// It gives up: what it had said on the connection is lost.
     None,
@@ -135,10 +137,28 @@ pub(crate) enum Resume {
 }
 
 /// What is kept of a backend's output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Log {
     /// The soft cap of one start's file.
     pub(crate) max_bytes: u64,
     /// Files of earlier starts.
     pub(crate) keep: u32,
+}
+
+/// Signals by their names, `SIGTERM`, which are the same on every machine.
+mod signal_name {
+    use std::str::FromStr;
+
+    use nix::sys::signal::Signal;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+    pub(super) fn serialize<S: Serializer>(signal: &Signal, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(signal.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Signal::from_str(&name).map_err(|_| D::Error::custom(format!("`{name}` is no signal")))
+    }
 }

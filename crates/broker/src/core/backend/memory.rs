@@ -63,6 +63,17 @@ impl Memory {
         Self { generation, attempt: 0, budget: Budget::default(), draining: false, phase }
     }
 
+    /// The same with a later start, of which the journal does not know.
+    pub(crate) fn with_a_start(self, generation: u64, began: Timestamp, ceiling: Duration) -> Self {
+        Self { generation, phase: Phase::Starting { began, ceiling }, ..self }
+    }
+
+    /// The same, with what runs of it being ended: that it does not outlive its broker is no crash.
+    pub(crate) fn being_ended(mut self, now: Timestamp) -> Self {
+        self.budget.start_ended();
+        Self { phase: Phase::Stopping { began: now, end: End::Asked, then: Then::Rest }, ..self }
+    }
+
     /// A start whose time is over and which was not ended for it has become ready.
     pub(crate) fn past_its_ceiling(mut self, now: Timestamp) -> Self {
         if let Phase::Starting { began, ceiling } = self.phase
@@ -71,11 +82,6 @@ impl Memory {
             self.phase = Phase::Ready { began, since: began + ceiling, proved: false };
         }
         self
-    }
-
-    /// Whether a process of it may exist.
-    pub(crate) fn is_live(&self) -> bool {
-        matches!(self.phase, Phase::Starting { .. } | Phase::Ready { .. } | Phase::Stopping { .. })
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) fn run_hidden(arguments: &[OsString]) -> Option<ExitCode> {
     match arguments.get(1).map(OsString::as_os_str).and_then(OsStr::to_str)? {
         "__brokerd" => {
             if std::env::var_os(DEMO_VARIABLE).is_some() {
-                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM);
+                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGINT);
             }
             Some(crate::brokerd_main(rest()))
         }

@@ -229,7 +229,7 @@ impl World {
     pub(super) fn clean_up(&mut self, keep: bool) {
         if let Some(mut broker) = self.broker.take() {
             if let Ok(pid) = i32::try_from(broker.0.id()) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
             }
             broker.ended_within(PATIENCE);
         }

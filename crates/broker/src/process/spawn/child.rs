@@ -2,6 +2,8 @@
 //!
 //! Async-signal-safe system calls only: it never allocates, locks, logs or panics, and opens nothing.
 
+mod record;
+
 use std::ffi::c_void;
 
 use libc::{c_char, c_int, c_long};
@@ -43,7 +45,13 @@ pub(super) struct Context {
     /// [`NUMBER_BYTES`] bytes, or null.
     pub(super) listen_pid: *mut u8,
     pub(super) broker: libc::pid_t,
+    /// Set by the child as well, if it cannot say who it is.
     pub(super) die_with_parent: bool,
+    /// The start record, or -1.
+    pub(super) record: c_int,
+    /// The places at which a test has the broker die while its child goes on.
+    pub(super) kill_broker_before_record: bool,
+    pub(super) kill_broker_after_record: bool,
     pub(super) nofile_soft: Option<u64>,
     pub(super) failed: Step,
     pub(super) errno: c_int,
@@ -89,6 +97,13 @@ fn prepare(context: &mut Context) -> Result<(), Step> {
     // SAFETY: no arguments.
     check(unsafe { libc::setsid() }, Step::Session)?;
     reset_dispositions();
+    if context.kill_broker_before_record {
+        kill_broker(context);
+    }
+    context.die_with_parent |= context.record >= 0 && !record::write(context.record);
+    if context.kill_broker_after_record {
+        kill_broker(context);
+    }
     if context.die_with_parent {
         // SAFETY: an option that takes one integer.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) }, Step::ParentDeath)?;
@@ -113,6 +128,11 @@ fn prepare(context: &mut Context) -> Result<(), Step> {
     write_pid(context.listen_pid);
     set_signal_mask(0);
     Ok(())
+}
+
+fn kill_broker(context: &Context) {
+    // SAFETY: two integers.
+    unsafe { libc::kill(context.broker, libc::SIGKILL) };
 }
 
 fn check(result: c_int, step: Step) -> Result<c_int, Step> {

@@ -1,0 +1,79 @@
+//! How the broker goes: with its backends, or leaving them to the next one.
+
+use broker_proto::{Reconnect, ServerMessage};
+
+use super::driver::{Driver, Leave};
+use crate::core::backend::{Backend, Event};
+use crate::core::registry::BackendId;
+use crate::failpoint;
+
+impl Driver {
+    /// Begins to leave: tells every session, and refuses what is new. Backends are stopped, or kept for the next broker;
+    /// one that the kernel would end with this one is stopped in any case.
+    ///
+    /// Who is asked again while it keeps them may still have them stopped.
+    pub(super) fn leave(&mut self, leave: Leave) {
+        let is_further = self.leaving.is_some_and(|begun| begun.keeps && !leave.keeps);
+        if self.leaving.is_some() && !is_further {
+            return;
+        }
+        self.leaving = Some(leave);
+        let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
+        let Leave { reconnect, keeps } = leave;
+        tracing::info!(sessions = self.sessions.len(), backends = live, keeps, "shutting down");
+        for connected in self.sessions.values().filter(|connected| connected.session.is_greeted()) {
+            connected.session.send(&ServerMessage::GoAway { reconnect }, None);
+        }
+        failpoint::reached("leaving");
+        let all: Vec<BackendId> = self.registry.iter().map(|(id, _, _)| id).collect();
+        for id in all {
+            self.settle_doubts(id);
+            self.dispatch(id, if keeps && !self.dies_with_us(id) { Event::HandOver } else { Event::Stop(None) });
+        }
+        self.end_waits();
+        self.leave_if_empty();
+    }
+
+    fn dies_with_us(&self, id: BackendId) -> bool {
+        self.hosted.get(&id).and_then(|hosted| hosted.running.as_ref()).is_some_and(|running| running.dies_with_broker)
+    }
+
+    /// Stops a backend that has just been started and cannot be left to the next broker, if this one is going.
+    pub(super) fn stop_if_not_kept(&mut self, id: BackendId) {
+        if self.leaving.is_some_and(|leave| leave.keeps) && self.dies_with_us(id) {
+            self.dispatch(id, Event::Stop(None));
+        }
+    }
+
+    /// Says so when nothing keeps a broker that is going: no launch is under way, and what it does not leave is gone.
+    pub(super) fn leave_if_empty(&self) {
+        let Some(Leave { keeps, .. }) = self.leaving else { return };
+        let stays = |id, backend: &Backend| backend.is_live() && (!keeps || self.dies_with_us(id));
+        if self.launching == 0 && !self.registry.iter().any(|(id, _, backend)| stays(id, backend)) {
+            self.empty.notify_one();
+        }
+    }
+
+    /// Removes the sockets that the broker holds for backends that do not run.
+    pub(super) fn remove_sockets(&self) {
+        for (id, ..) in self.registry.iter().filter(|(_, _, backend)| !backend.is_live()) {
+            if let Some(held) = self.hosted.get(&id).and_then(|hosted| hosted.listener.as_ref()) {
+                held.remove();
+            }
+        }
+        // Only if it is empty: a daemon may have made something there.
+        let _ = std::fs::remove_dir(self.places.endpoints());
+    }
+}
+
+impl Leave {
+    /// Stops everything, for good.
+    pub(super) const STOP: Self = Self { reconnect: Reconnect::Never, keeps: false };
+
+    /// Makes way for the next broker.
+    pub(super) const HAND_OVER: Self =
+        Self { reconnect: Reconnect::After { ms: super::RECONNECT_AFTER_MS }, keeps: true };
+
+    /// Goes because nobody needs it; who comes nevertheless is told to come back.
+    pub(super) const UNUSED: Self = Self { keeps: false, ..Self::HAND_OVER };
+}

@@ -1,0 +1,189 @@
+//! Whether what an earlier broker left lives, is gone, or cannot be told: by proof, and never by a number alone.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::unistd::Pid;
+
+use super::left::Left;
+use crate::core::backend::Phase;
+use crate::daemon::ledger::{Here, Start};
+use crate::process::identity::{self, Identity, Stat};
+use crate::process::kernel::{has_ended, pidfd_open};
+use crate::process::leftovers::heirs;
+use crate::process::start::StartFacts;
+use crate::process::start_record::{self, Child};
+
+/// What became of a backend.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// Nothing of it ran.
+    Rests,
+    /// It was about to be started, and never was.
+    NeverStarted,
+    /// It was of another boot.
+    OtherBoot,
+    /// It lives.
+    Alive(Found),
+    /// It lives, though the kernel ends it with the broker that is gone.
+    Doomed(Found),
+    /// Its main process is gone; what is left of it is known by these facts.
+    Gone(Box<StartFacts>),
+    /// It cannot be told, for this reason.
+    Unclear(String),
+}
+
+/// A process that is proved to be a backend's.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) main: Identity,
+    pub(super) group: Pid,
+    pub(super) pidfd: OwnedFd,
+    pub(super) facts: StartFacts,
+    pub(super) known: Vec<Pid>,
+}
+
+/// What a look at a process showed.
+#[derive(Debug)]
+enum Seen {
+    Alive(OwnedFd, Stat),
+    Gone,
+    Unclear(String),
+}
+
+/// Judges, in this boot and namespace.
+pub(super) struct Judge {
+    here: Here,
+    /// Every process, if somebody had to look at them all.
+    all: Option<Vec<Stat>>,
+}
+
+impl Judge {
+    pub(super) fn new(here: Here) -> Self {
+        Self { here, all: None }
+    }
+
+    pub(super) fn judge(&mut self, left: &Left) -> Verdict {
+        let is_of_this_boot = left.boot_id.as_ref().is_none_or(|boot_id| *boot_id == self.here.boot_id)
+            && left.start.as_ref().is_none_or(|start| start.here.boot_id == self.here.boot_id);
+        if !is_of_this_boot {
+            return Verdict::OtherBoot;
+        }
+        let is_starting = match &left.memory.phase {
+            Phase::Inactive { .. } | Phase::Failed { .. } => return Verdict::Rests,
+            Phase::Quarantined { reason } => return Verdict::Unclear(reason.clone()),
+            Phase::Starting { .. } => true,
+            Phase::Ready { .. } | Phase::Stopping { .. } => false,
+        };
+        let Some(start) = &left.start else {
+            return if is_starting {
+                Verdict::NeverStarted
+            } else {
+                Verdict::Unclear("the journal says that it runs, and not as what".to_owned())
+            };
+        };
+        if start.here.pid_namespace != self.here.pid_namespace {
+            let reason = "it was started in another pid namespace, whose process numbers mean nothing here";
+            return Verdict::Unclear(reason.to_owned());
+        }
+        let identity = match &start.process {
+            Some(process) => process.main,
+            None => match Self::child(start) {
+                Ok(Some(identity)) => identity,
+                Ok(None) => return Verdict::NeverStarted,
+                Err(reason) => return Verdict::Unclear(reason),
+            },
+        };
+        self.look(start, identity, is_starting)
+    }
+
+    /// Who the record says that the child was.
+    fn child(start: &Start) -> Result<Option<Identity>, String> {
+        let Some(path) = &start.record else { return Ok(None) };
+        match start_record::read(path) {
+            Ok(recorded) => match recorded.child {
+                Child::Is(identity) => Ok(Some(identity)),
+                Child::Never => Ok(None),
+                Child::UnderWay => Err("its program is still being executed, on a file system that hangs".to_owned()),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("its start record `{}` cannot be read: {error}", path.display())),
+        }
+    }
+
+    fn look(&mut self, start: &Start, identity: Identity, is_starting: bool) -> Verdict {
+        let facts = || match &start.process {
+            Some(process) => process.facts.clone(),
+            None => StartFacts::of_another(identity, start.log.as_deref(), start.notify.clone()),
+        };
+        let known = || start.process.iter().flat_map(|process| &process.known).map(|&pid| Pid::from_raw(pid)).collect();
+        match see(identity) {
+            Seen::Alive(pidfd, stat) => {
+                let found = Found { main: identity, group: stat.group, pidfd, facts: facts(), known: known() };
+                if start.record.is_some() { Verdict::Alive(found) } else { Verdict::Doomed(found) }
+            }
+            Seen::Gone if is_starting => self.heir(facts(), known()),
+            Seen::Gone => Verdict::Gone(Box::new(facts())),
+            Seen::Unclear(reason) => Verdict::Unclear(reason),
+        }
+    }
+
+    /// A daemon may have forked away while no broker looked; then the oldest of what it left is the backend.
+    fn heir(&mut self, facts: StartFacts, mut known: Vec<Pid>) -> Verdict {
+        let all = self.all.get_or_insert_with(|| identity::all().unwrap_or_default());
+        let mut heirs = heirs(&facts, all).into_iter();
+        let Some((stat, pidfd)) = heirs.next() else { return Verdict::Gone(Box::new(facts)) };
+        known.push(facts.leader.pid);
+        known.extend(heirs.map(|(stat, _)| stat.pid));
+        Verdict::Alive(Found { main: stat.identity(), group: stat.group, pidfd, facts, known })
+    }
+}
+
+/// Looks at a process: its descriptor is opened first, then the facts are read, then it is asked whether it has ended.
+fn see(identity: Identity) -> Seen {
+    let pid = identity.pid;
+    let pidfd = match pidfd_open(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Seen::Gone,
+        Err(error) => return Seen::Unclear(format!("process {pid} cannot be looked at: {error}")),
+    };
+    let stat = identity::stat(pid);
+    if has_ended(pidfd.as_fd()) {
+        return Seen::Gone;
+    }
+    match stat {
+        Ok(Some(stat)) if stat.start_time == identity.start_time => Seen::Alive(pidfd, stat),
+        // Its number was given to a stranger.
+        Ok(Some(_)) => Seen::Gone,
+        Ok(None) => Seen::Unclear(format!("process {pid} lives, and /proc does not show it")),
+        Err(error) => Seen::Unclear(format!("process {pid} cannot be looked at: {error}")),
+    }
+}
+
+/// The log of a start, for a probe that is run on behalf of a broker that did not open it.
+pub(super) fn log_of(start: &Start) -> std::io::Result<File> {
+    let Some(path) = &start.log else { return File::options().append(true).open("/dev/null") };
+    File::options().append(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::process::testing::pid_of;
+
+    #[test]
+    fn a_process_is_known_by_its_number_and_its_start_together() {
+        let mut child = Command::new("/bin/sleep").arg("1000").spawn().expect("it can be executed");
+        let identity = Identity::of(pid_of(&child)).expect("readable").expect("it lives");
+        assert!(matches!(see(identity), Seen::Alive(_, stat) if stat.identity() == identity));
+        let stranger = Identity { start_time: identity.start_time + 1, ..identity };
+        assert!(matches!(see(stranger), Seen::Gone), "the number is another's now");
+        child.kill().expect("ours");
+        crate::process::testing::wait_for("it has ended", || matches!(see(identity), Seen::Gone));
+        // A zombie so far; and now it is nobody.
+        child.wait().expect("ours");
+        assert!(matches!(see(identity), Seen::Gone));
+    }
+}

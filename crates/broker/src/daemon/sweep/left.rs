@@ -1,0 +1,119 @@
+//! What an earlier broker wrote down, put together: the journal's rows, and start records that know more than they do.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::core::backend::Memory;
+use crate::core::registry::BackendKey;
+use crate::daemon::ledger::{Remembered, Start};
+use crate::daemon::places::Places;
+use crate::journal::Row;
+use crate::process::start_record;
+
+/// A backend as it was left.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) key: BackendKey,
+    pub(super) memory: Memory,
+    /// In which boot that was; not known where the start tells.
+    pub(super) boot_id: Option<String>,
+    /// Of the definition that the memory was made for, if it is known.
+    pub(super) fingerprint: Option<u64>,
+    pub(super) start: Option<Start>,
+}
+
+/// Puts all of it together. Records of starts that are over are removed.
+pub(super) fn gather(rows: Vec<Row>, places: &Places) -> Vec<Left> {
+    let mut records = newest_records(&rows, places);
+    let mut all: Vec<Left> = rows
+        .into_iter()
+        .map(|row| {
+            let record = records.remove(&row.key);
+            of_row(row, record)
+        })
+        .collect();
+    all.extend(records.into_values().map(|start| of_record(None, start)));
+    all
+}
+
+/// The newest start that a record tells of, for each backend of which the journal does not know as much.
+fn newest_records(rows: &[Row], places: &Places) -> HashMap<BackendKey, Start> {
+    let known: HashMap<&BackendKey, u64> = rows.iter().map(|row| (&row.key, row.generation)).collect();
+    let expected: std::collections::HashSet<PathBuf> =
+        rows.iter().map(|row| places.start(&row.key, row.generation)).collect();
+    let files = start_record::list(&places.starts()).unwrap_or_else(|error| {
+        tracing::error!(%error, "the start records cannot be read");
+        Vec::new()
+    });
+    let mut newest: HashMap<BackendKey, Start> = HashMap::new();
+    for path in files.into_iter().filter(|path| !expected.contains(path)) {
+        let Some(start) = read(&path) else { continue };
+        let is_older = known.get(&start.key).is_some_and(|generation| start.generation <= *generation)
+            || newest.get(&start.key).is_some_and(|other| start.generation <= other.generation);
+        if is_older {
+            discard(&path);
+        } else if let Some(older) = newest.insert(start.key.clone(), start) {
+            older.record.iter().for_each(|path| discard(path));
+        }
+    }
+    newest
+}
+
+fn read(path: &Path) -> Option<Start> {
+    let read = || -> Result<Start, Box<dyn std::error::Error>> {
+        let text = std::fs::read_to_string(path)?;
+        Ok(serde_json::from_str(text.lines().next().unwrap_or_default())?)
+    };
+    match read() {
+        Ok(start) => Some(Start { record: Some(path.to_owned()), ..start }),
+        Err(error) => {
+            // Its broker died while it wrote this, which is before it forks.
+            tracing::warn!(%error, record = %path.display(), "removing a start record that is not whole");
+            discard(path);
+            None
+        }
+    }
+}
+
+fn discard(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(%error, record = %path.display(), "cannot remove the record of a start that is over");
+    }
+}
+
+fn of_row(row: Row, newer: Option<Start>) -> Left {
+    let remembered: Result<Remembered, _> = serde_json::from_str(&row.memory);
+    let (memory, fingerprint, boot_id) = match remembered {
+        Ok(Remembered { definition, boot_id, machine }) => (machine, Some(definition), Some(boot_id)),
+        Err(error) => {
+            tracing::error!(backend = %row.key, %error, "what the journal remembers of it is not understood");
+            let reason = format!("what the journal remembers of it is not understood: {error}");
+            let memory = Memory::of_a_start(row.generation, Default::default(), Duration::ZERO).quarantined(reason);
+            (memory, None, None)
+        }
+    };
+    if let Some(start) = newer {
+        return of_record(Some((memory, fingerprint)), start);
+    }
+    let start = row.launch.as_deref().and_then(|launch| match serde_json::from_str::<Start>(launch) {
+        Ok(start) => Some(start),
+        Err(error) => {
+            tracing::error!(backend = %row.key, %error, "what the journal tells of its start is not understood");
+            None
+        }
+    });
+    // A damaged document of a start is made good by its record.
+    let start = start.filter(|start| start.generation == memory.generation);
+    Left { key: row.key, memory, boot_id, fingerprint, start }
+}
+
+fn of_record(known: Option<(Memory, Option<u64>)>, start: Start) -> Left {
+    let ceiling = start.definition.readiness.hard_ceiling;
+    let (memory, fingerprint) = match known {
+        Some((memory, fingerprint)) => (memory.with_a_start(start.generation, start.began, ceiling), fingerprint),
+        None => (Memory::of_a_start(start.generation, start.began, ceiling), None),
+    };
+    let memory = memory.past_its_ceiling(crate::daemon::clock::now());
+    Left { key: start.key.clone(), memory, boot_id: None, fingerprint, start: Some(start) }
+}

@@ -1,0 +1,191 @@
+//! The recovery sweep: what an earlier broker left is found again, before the first client is let in.
+//!
+//! Every row of the journal, and every start record without one, is judged by proof (`judge`); what lives is adopted as
+//! it is, what is gone is a crash that goes through the recovery policy, and what cannot be proved is quarantined.
+
+mod adopt;
+mod judge;
+mod left;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use broker_proto::{Endpoint, Exit};
+
+use self::judge::{Judge, Verdict};
+use self::left::Left;
+use super::clock::now;
+use super::driver::Driver;
+use super::hosted::{self, Hosted, Main};
+use super::ledger::Start;
+use super::work::Ending;
+use crate::core::backend::{Backend, Event, Memory};
+use crate::core::registry::{BackendId, BackendKey};
+use crate::failpoint;
+use crate::journal::{Change, Row, Unreadable};
+use crate::process::group::Tree;
+use crate::services::Definition;
+
+/// How it went, for the log.
+#[derive(Debug, Default)]
+struct Tally {
+    adopted: usize,
+    gone: usize,
+    rebooted: usize,
+    quarantined: usize,
+}
+
+impl Driver {
+    /// Takes over what an earlier broker left.
+    pub(super) fn take_over(&mut self, rows: Vec<Row>, unreadable: Vec<Unreadable>) {
+        let began = now();
+        failpoint::reached("sweep-begun");
+        let mut spared = HashSet::new();
+        let mut tally = Tally::default();
+        for row in unreadable {
+            self.set_apart(row, &mut spared, &mut tally);
+        }
+        let mut judge = Judge::new(self.here.clone());
+        let all = left::gather(rows, &self.places);
+        let half = all.len() / 2;
+        for (number, left) in all.into_iter().enumerate() {
+            if number == half {
+                failpoint::reached("sweep-midway");
+            }
+            let verdict = judge.judge(&left);
+            self.settle(left, verdict, &mut spared, &mut tally);
+        }
+        self.places.sweep(&spared);
+        let Tally { adopted, gone, rebooted, quarantined } = tally;
+        if adopted + gone + rebooted + quarantined > 0 {
+            let took = now().since(began);
+            tracing::info!(adopted, gone, rebooted, quarantined, ?took, "took over what an earlier broker left");
+        }
+        failpoint::reached("sweep-done");
+    }
+
+    /// Does what follows from a verdict.
+    fn settle(&mut self, left: Left, verdict: Verdict, spared: &mut HashSet<PathBuf>, tally: &mut Tally) {
+        let Left { key, memory, fingerprint, start, .. } = left;
+        let own = start.as_ref().map(|start| Arc::clone(&start.definition));
+        let newest = self.catalog.services.get(&key.service).and_then(|service| service.versions.get(&key.version));
+        let newest = newest.map(Arc::clone);
+        // What runs keeps what it was started with; what does not is started with the newest.
+        let definition = match verdict {
+            Verdict::Rests | Verdict::NeverStarted | Verdict::OtherBoot => newest.clone(),
+            Verdict::Alive(_) | Verdict::Gone(_) | Verdict::Doomed(_) => own.or_else(|| newest.clone()),
+            Verdict::Unclear(_) => own.or_else(|| newest.clone()),
+        };
+        let Some(definition) = definition else {
+            if let Verdict::Unclear(reason) = verdict {
+                tracing::error!(backend = %key, reason, "left as it is, since no service file defines it any more");
+                spare(start.as_ref(), spared);
+            } else {
+                self.journal.tell(Change::Forgotten { key });
+            }
+            return;
+        };
+        let memory = match &verdict {
+            Verdict::NeverStarted => memory.without_its_start(),
+            Verdict::OtherBoot => memory.in_another_boot(),
+            Verdict::Doomed(_) => memory.being_ended(now()),
+            Verdict::Unclear(reason) => memory.quarantined(reason.clone()),
+            Verdict::Rests | Verdict::Alive(_) | Verdict::Gone(_) => memory,
+        };
+        let generation = memory.generation;
+        let id = self.restore(&key, memory, &definition);
+        if let Some(hosted) = self.hosted.get_mut(&id) {
+            hosted.removed = newest.is_none();
+            hosted.log = start.as_ref().and_then(|start| start.log.clone());
+        }
+        self.remember(id);
+        match verdict {
+            Verdict::Rests | Verdict::NeverStarted => {}
+            Verdict::OtherBoot => {
+                tracing::info!(backend = %key, generation, "ended with an earlier boot");
+                tally.rebooted += 1;
+            }
+            Verdict::Alive(found) => {
+                tracing::info!(backend = %key, generation, pid = found.main.pid.as_raw(), "adopted");
+                spare(start.as_ref(), spared);
+                tally.adopted += 1;
+                self.adopt(id, found, start);
+            }
+            Verdict::Gone(facts) => {
+                tracing::warn!(backend = %key, generation, "ended while no broker ran");
+                tally.gone += 1;
+                self.dispatch(id, Event::Exited { generation, exit: Exit::Unknown, survivors: false });
+                let ending = remains(start.as_ref(), None, Some(Arc::new(*facts)));
+                self.end_with(id, generation, ending);
+            }
+            Verdict::Doomed(found) => {
+                tracing::warn!(backend = %key, generation, "ends with the broker that could not record it");
+                tally.gone += 1;
+                let main = Main { pid: found.main.pid, pidfd: Arc::new(found.pidfd), group: found.group };
+                self.end_with(id, generation, remains(start.as_ref(), Some(main), Some(Arc::new(found.facts))));
+            }
+            Verdict::Unclear(reason) => {
+                tracing::error!(backend = %key, generation, reason, "quarantined");
+                spare(start.as_ref(), spared);
+                tally.quarantined += 1;
+            }
+        }
+        // Changed while no broker ran, so its crashes are forgotten, as by a reload.
+        let is_changed = |newest: &Arc<Definition>| {
+            **newest != *definition || fingerprint.is_some_and(|old| old != super::ledger::fingerprint(newest))
+        };
+        if let Some(newest) = newest.filter(is_changed) {
+            self.redefine(id, newest);
+        }
+    }
+
+    /// Registers the machine of a backend as it was left.
+    fn restore(&mut self, key: &BackendKey, memory: Memory, definition: &Arc<Definition>) -> BackendId {
+        let policies = hosted::policies(definition, self.config.limits.waiters_per_backend);
+        let id = self.registry.restore(key, Backend::restored(now(), policies, memory));
+        self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
+        id
+    }
+
+    /// A row that is not understood: nothing is started over what it may stand for.
+    fn set_apart(&mut self, row: Unreadable, spared: &mut HashSet<PathBuf>, tally: &mut Tally) {
+        let Unreadable { instance, service, version, key, pid, reason, launch, .. } = row;
+        let start: Option<Start> = launch.and_then(|launch| serde_json::from_str(&launch).ok());
+        spare(start.as_ref(), spared);
+        let definition = key.as_ref().and_then(|key| {
+            self.catalog.services.get(&key.service).and_then(|service| service.versions.get(&key.version)).cloned()
+        });
+        let reason = format!("its row in the journal is not understood: {reason}");
+        tracing::error!(instance, service, version, ?pid, reason, "quarantined");
+        tally.quarantined += 1;
+        if let (Some(key), Some(definition)) = (key, definition) {
+            self.restore(
+                &key,
+                Memory::of_a_start(0, now(), std::time::Duration::ZERO).quarantined(reason),
+                &definition,
+            );
+        }
+    }
+}
+
+/// Keeps the files of a start that lives, or may.
+fn spare(start: Option<&Start>, spared: &mut HashSet<PathBuf>) {
+    let Some(start) = start else { return };
+    let socket = match &start.endpoint {
+        Some(Endpoint::Unix { path }) => Some(PathBuf::from(path)),
+        Some(Endpoint::Tcp { .. }) | None => None,
+    };
+    spared.extend([start.log.clone(), start.notify.clone(), socket].into_iter().flatten());
+}
+
+/// What is to be ended of a start whose broker is gone.
+fn remains(start: Option<&Start>, main: Option<Main>, facts: Option<Arc<crate::process::start::StartFacts>>) -> Ending {
+    let socket = start.and_then(|start| match &start.endpoint {
+        Some(Endpoint::Unix { path }) => Some(PathBuf::from(path)),
+        Some(Endpoint::Tcp { .. }) | None => None,
+    });
+    let log = start.and_then(|start| start.log.clone());
+    let record = start.and_then(|start| start.record.clone());
+    Ending { main, facts, tree: Tree::default(), socket, log, record }
+}

@@ -1,0 +1,166 @@
+//! Launching one generation, from its intent to the process that runs, with each step on record before the next.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use broker_proto::{Endpoint, Refusal};
+
+use super::commands::{Commands, Surroundings};
+use super::failed::{failed, refusal_of_spawn};
+use crate::core::registry::BackendKey;
+use crate::daemon::hosted::{Held, Launched, Main};
+use crate::daemon::ledger::Start;
+use crate::daemon::mains::Mains;
+use crate::daemon::places::make_private;
+use crate::failpoint;
+use crate::journal::Journal;
+use crate::net::endpoint::{bind_tcp, bind_unix, free_tcp_port, prepare_tcp, prepare_unix};
+use crate::net::notify_socket::NotifySocket;
+use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
+use crate::process::log_file;
+use crate::process::spawn::{Listen, Spawned, spawn};
+use crate::process::start::StartFacts;
+use crate::process::start_record::StartRecord;
+use crate::services::{self, Definition, Probe};
+
+/// What a launch needs to know.
+pub(in crate::daemon) struct Order {
+    pub(in crate::daemon) key: BackendKey,
+    pub(in crate::daemon) definition: Arc<Definition>,
+    /// The Unix socket's path, fixed or chosen.
+    pub(in crate::daemon) socket: PathBuf,
+    pub(in crate::daemon) notify: PathBuf,
+    pub(in crate::daemon) data: PathBuf,
+    pub(in crate::daemon) logs: PathBuf,
+    pub(in crate::daemon) listener: Option<Held>,
+    pub(in crate::daemon) nofile_soft: Option<u64>,
+    /// What is known of the start before anything is done for it.
+    pub(in crate::daemon) start: Start,
+    /// Where its record is to be.
+    pub(in crate::daemon) record: PathBuf,
+    pub(in crate::daemon) journal: Journal,
+}
+
+/// Starts the daemon. Returns once its program is executed.
+pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<Refusal>> {
+    let definition = &order.definition;
+    make_private(&order.data, None)
+        .map_err(|error| failed(format!("cannot make the folder `{}`", order.data.display()), &error))?;
+    let (endpoint, listener) = prepare_endpoint(order)?;
+    let says_ready = matches!(definition.readiness.probe, Probe::Notify | Probe::Socket { notify: true });
+    let notify = says_ready.then(|| NotifySocket::bind(&order.notify)).transpose();
+    let notify = notify.map_err(|error| failed(error.to_string(), &error))?;
+    let surroundings = Surroundings {
+        definition,
+        instance: &order.key.instance,
+        endpoint: &endpoint,
+        data: &order.data,
+        notify: notify.as_ref().map(NotifySocket::path),
+        nofile_soft: order.nofile_soft,
+    };
+    // Programs are looked for before the log is made: what cannot run leaves no trace, and no log gives way to it.
+    let commands = Commands::find(&surroundings)?;
+    let log = log_file::open(&order.logs).map_err(|error| failed(error.to_string(), &error))?;
+    let output = Arc::new(log.file.into());
+    let (mut daemon, probe) = commands.with_output(&surroundings, &output);
+    daemon.listen.extend(
+        listener.iter().map(|held| Listen { socket: Arc::clone(&held.socket), name: definition.service.to_string() }),
+    );
+
+    let mut start = order.start.clone();
+    start.endpoint = Some(endpoint.clone());
+    start.log = Some(log.path.clone());
+    start.notify = notify.as_ref().map(|notify| notify.path().to_owned());
+    let record = record(order, &mut start);
+    failpoint::reached("before-intent");
+    order.journal.settle(start.as_change());
+    failpoint::reached("after-intent");
+    // What cannot be recorded goes with the broker, so that nothing unknown is left of it.
+    daemon.die_with_parent = record.is_none();
+    daemon.record = record.as_ref().map(StartRecord::descriptor);
+    let spawned = spawn(&daemon).map_err(|error| {
+        let _ = std::fs::remove_file(&log.path);
+        if let Some(record) = &record {
+            let _ = std::fs::remove_file(record.path());
+        }
+        refusal_of_spawn(&error)
+    })?;
+    failpoint::reached("after-fork");
+    drop(record);
+    let pid = spawned.pid;
+    mains.insert(pid);
+    let facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
+        abandon(&spawned, mains);
+        failed(format!("cannot look at the process {pid} that was just started"), &error)
+    })?;
+    start.runs_as(&facts, pid);
+    order.journal.tell(start.as_change());
+    if failpoint::is_next("after-pid") {
+        order.journal.flush();
+        failpoint::die();
+    }
+    log_file::prune(&order.logs, usize::try_from(definition.log.keep).unwrap_or(usize::MAX), &log.path);
+    let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
+    let dies_with_broker = spawned.dies_with_parent;
+    Ok(Box::new(Launched { start, endpoint, main, facts, listener, notify, probe, log: log.path, dies_with_broker }))
+}
+
+/// Makes the start's record. A broker that cannot keep it goes on without.
+fn record(order: &Order, start: &mut Start) -> Option<StartRecord> {
+    start.record = Some(order.record.clone());
+    match StartRecord::make(order.record.clone(), &start.as_text()) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            start.record = None;
+            tracing::warn!(
+                backend = %order.key, %error, record = %order.record.display(),
+                "the start cannot be recorded, so the backend will end with this broker"
+            );
+            None
+        }
+    }
+}
+
+/// Ends a process that was started and cannot be used.
+fn abandon(spawned: &Spawned, mains: &Mains) {
+    let doomed = Doomed {
+        main: spawned.pid,
+        group: spawned.pid,
+        pidfd: spawned.pidfd.as_fd(),
+        start: None,
+        tree: Tree::default(),
+        is_other: &|_| true,
+    };
+    end(doomed, END_PATIENCE);
+    mains.remove(spawned.pid);
+}
+
+/// Makes room for the endpoint, or binds it where the daemon inherits the socket.
+fn prepare_endpoint(order: &Order) -> Result<(Endpoint, Option<Held>), Box<Refusal>> {
+    let refused = |error: crate::net::endpoint::EndpointError| failed(error.to_string(), &error);
+    let declared = &order.definition.endpoint;
+    let inherits = matches!(order.definition.readiness.probe, Probe::Socket { .. });
+    if let Some(held) = order.listener.as_ref().filter(|held| inherits && held.declared == *declared) {
+        return Ok((held.endpoint.clone(), Some(held.clone())));
+    }
+    let (endpoint, socket) = match declared {
+        services::Endpoint::Unix { .. } => {
+            prepare_unix(&order.socket).map_err(refused)?;
+            let socket = inherits.then(|| bind_unix(&order.socket)).transpose().map_err(refused)?;
+            (Endpoint::Unix { path: order.socket.to_string_lossy().into_owned() }, socket)
+        }
+        services::Endpoint::Tcp { port } => {
+            let port = match port {
+                Some(port) => prepare_tcp(*port).map(|()| *port),
+                None => free_tcp_port(),
+            }
+            .map_err(refused)?;
+            let socket = inherits.then(|| bind_tcp(port)).transpose().map_err(refused)?;
+            (Endpoint::Tcp { host: "127.0.0.1".to_owned(), port }, socket)
+        }
+    };
+    let held =
+        socket.map(|socket| Held { socket: Arc::new(socket), endpoint: endpoint.clone(), declared: declared.clone() });
+    Ok((endpoint, held))
+}

@@ -1,0 +1,137 @@
+//! Blocking work, done on the worker threads: launching a generation, ending one, looking at the disk.
+//!
+//! Decides nothing: what it finds it reports to the driver.
+
+mod commands;
+mod failed;
+mod launch;
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use broker_proto::{Refusal, RequestId};
+use nix::unistd::Pid;
+
+pub(super) use self::commands::{Commands, Surroundings};
+pub(super) use self::launch::{Order, launch};
+use super::hosted::{Launched, Main};
+use super::mains::Mains;
+use super::session::SessionId;
+use crate::core::backend::Trace;
+use crate::core::registry::BackendId;
+use crate::failpoint;
+use crate::net::endpoint::{Removal, remove_dead_unix};
+use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
+use crate::process::leftovers::end_start;
+use crate::process::log_file;
+use crate::process::spawn::Spawned;
+use crate::process::start::StartFacts;
+use crate::services::Catalog;
+
+/// How much of a daemon's last words goes into evidence.
+const TAIL_LINES: usize = 10;
+const TAIL_BYTES: u64 = 4096;
+
+/// What a worker thread reports.
+pub(super) enum Report {
+    Launched {
+        id: BackendId,
+        generation: u64,
+        result: Result<Box<Launched>, Box<Refusal>>,
+    },
+    Gone {
+        id: BackendId,
+        generation: u64,
+        finished: Finished,
+    },
+    /// A probe command runs, or could not be started.
+    Probing {
+        id: BackendId,
+        generation: u64,
+        probe: Result<Spawned, String>,
+    },
+    /// The service files, read again.
+    Loaded {
+        number: u64,
+        catalog: Box<Catalog>,
+        asker: Option<(SessionId, RequestId)>,
+    },
+    /// An answer that took a look at the disk.
+    Reply {
+        session: SessionId,
+        request_id: RequestId,
+        document: serde_json::Value,
+    },
+    /// No answer.
+    Refused {
+        session: SessionId,
+        request_id: RequestId,
+        refusal: Refusal,
+    },
+    /// Nothing but that the work is done.
+    Done,
+}
+
+/// What is to be ended.
+pub(super) struct Ending {
+    /// `None` is one that ended before this broker was.
+    pub(super) main: Option<Main>,
+    pub(super) facts: Option<Arc<StartFacts>>,
+    pub(super) tree: Tree,
+    /// A socket file that is dead once nothing is left.
+    pub(super) socket: Option<PathBuf>,
+    pub(super) log: Option<PathBuf>,
+    pub(super) record: Option<PathBuf>,
+}
+
+/// What became of it.
+#[derive(Default)]
+pub(super) struct Finished {
+    pub(super) trace: Trace,
+    /// Who still runs, though killed.
+    pub(super) remaining: Vec<Pid>,
+    /// The main process, if it is among them: nobody has reaped it.
+    pub(super) lingering: Option<Main>,
+}
+
+/// Ends a generation and looks at what it left.
+pub(super) fn finish(ending: Ending, mains: &Mains) -> Finished {
+    let Ending { main, facts, tree, socket, log, record } = ending;
+    failpoint::reached("before-end");
+    let main_pid = main.as_ref().map(|main| main.pid);
+    let is_other = |pid| Some(pid) != main_pid && mains.contains(pid);
+    let remaining = match (&main, facts.as_deref()) {
+        (Some(main), start) => {
+            let pidfd = main.pidfd.as_fd();
+            let doomed = Doomed { main: main.pid, group: main.group, pidfd, start, tree, is_other: &is_other };
+            end(doomed, END_PATIENCE).remaining
+        }
+        (None, Some(facts)) => end_start(facts, &is_other, END_PATIENCE),
+        (None, None) => Vec::new(),
+    };
+    if let Some(pid) = main_pid.filter(|pid| !remaining.contains(pid)) {
+        mains.remove(pid);
+    }
+    if let Some(socket) = socket {
+        match remove_dead_unix(&socket) {
+            Ok(Removal::Removed | Removal::Absent) => {}
+            Ok(Removal::Alive | Removal::NotASocket) => {
+                tracing::warn!(socket = %socket.display(), "the endpoint of a dead backend is somebody else's; it stays");
+            }
+            Err(error) => tracing::warn!(%error, socket = %socket.display(), "cannot remove a dead socket"),
+        }
+    }
+    if let Some(record) = record
+        && let Err(error) = std::fs::remove_file(&record)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, record = %record.display(), "cannot remove the record of a start that is over");
+    }
+    let stderr = log.as_deref().and_then(|log| log_file::tail(log, TAIL_LINES, TAIL_BYTES).ok());
+    let stderr = stderr.map(|text| text.trim_end().to_owned()).filter(|text| !text.is_empty());
+    let trace = Trace { stderr, log_path: log.map(|log| log.to_string_lossy().into_owned()) };
+    let lingering = main.filter(|main| remaining.contains(&main.pid));
+    failpoint::reached("after-end");
+    Finished { trace, remaining, lingering }
+}
