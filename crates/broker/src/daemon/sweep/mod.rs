@@ -25,6 +25,7 @@ use crate::core::registry::{BackendId, BackendKey};
 use crate::failpoint;
 use crate::journal::{Change, Row, Unreadable};
 use crate::process::group::Tree;
+use crate::process::log_file;
 use crate::services::Definition;
 
 /// How it went, for the log.
@@ -97,7 +98,8 @@ impl Driver {
         let id = self.restore(&key, memory, &definition);
         if let Some(hosted) = self.hosted.get_mut(&id) {
             hosted.removed = newest.is_none();
-            hosted.log = start.as_ref().and_then(|start| start.log.clone());
+            let newest = || log_file::list(&self.places.logs(&key)).ok()?.pop();
+            hosted.log = start.as_ref().and_then(|start| start.log.clone()).or_else(newest);
         }
         self.remember(id);
         match verdict {
