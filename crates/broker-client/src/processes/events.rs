@@ -10,10 +10,10 @@ use broker_proto::{AdminRequest, Selection};
 use futures_core::Stream;
 use serde::Deserialize;
 
-use super::ProcessState;
-use super::read;
+use super::{ProcessState, read};
 use crate::client::Client;
 use crate::error::Error;
+use crate::pending::Pending;
 
 /// How long the broker is asked to wait for something to happen before it is asked again.
 const PATIENCE_MS: u64 = 30_000;
@@ -95,7 +95,7 @@ pub struct ProcessEvents {
     client: Client,
     cursor: Option<String>,
     read: VecDeque<ProcessEvent>,
-    asked: Option<Pin<Box<dyn Future<Output = Result<String, Error>> + Send>>>,
+    asked: Option<<Pending<String> as IntoFuture>::IntoFuture>,
 }
 
 #[derive(Deserialize)]

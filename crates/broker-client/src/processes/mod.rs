@@ -29,7 +29,7 @@ impl Client {
     /// connection breaks. Other content under the same id is refused (`malformed`), with the difference.
     pub fn run(&self, request: ProcessRequest) -> Pending<Process> {
         let what = format!("the registration of process `{}`", request.process_id());
-        self.ask(AdminRequest::Run { spec: request.spec() }, what, one)
+        self.ask(AdminRequest::Run { spec: request.into_spec() }, what, one)
     }
 
     /// Waits until a process has ended, over reconnects and restarts of the broker. Any number of callers may wait.

@@ -104,7 +104,10 @@ impl ProcessRequest {
         &self.id
     }
 
-    pub(super) fn spec(self) -> ProcessSpec {
+    /// The order as the protocol has it, for [`Client::admin`](crate::Client::admin), whose answer also says whether the
+    /// process is new.
+    #[must_use]
+    pub fn into_spec(self) -> ProcessSpec {
         let Self { id, work, environment, working_directory, timeout, max_attempts } = self;
         let timeout_ms = timeout.map(milliseconds);
         // With an id of the caller's the registration can be repeated.
