@@ -89,7 +89,7 @@ class NoMessages(unittest.TestCase):
             self.assertEqual(wire.I32.read(wire.Reader(wire.I32.write(number))), number)
 
     def test_flags_options_and_variants_are_what_they_are(self) -> None:
-        for kind, text in [(wire.FLAG, "02"), (wire.Option(wire.U16), "0201"), (wire.STATE, "06"), (wire.TEXT, "01ff")]:
+        for kind, text in [(wire.FLAG, "02"), (wire.Option(wire.U16), "0201"), (wire.STATE, "07"), (wire.TEXT, "01ff")]:
             with self.subTest(text), self.assertRaises(wire.WireError):
                 kind.read(wire.Reader(bytes.fromhex(text)))
 

@@ -144,6 +144,21 @@ class Sequence(Type):
         return [self.inner.read(reader) for _ in range(count)]
 
 
+class Pair(Type):
+    """Two values, as a list of two."""
+
+    def __init__(self, first: Type, second: Type) -> None:
+        self.halves = (first, second)
+
+    def write(self, value: List[Any]) -> bytes:
+        if len(value) != 2:
+            raise WireError(f"{len(value)} values are no pair")
+        return b"".join(half.write(inner) for half, inner in zip(self.halves, value))
+
+    def read(self, reader: Reader) -> List[Any]:
+        return [half.read(reader) for half in self.halves]
+
+
 class Struct(Type):
     """Fields, in the order in which they are given here."""
 
@@ -197,7 +212,7 @@ FLAG, TEXT = Flag(), Text()
 
 DELIVERY = Enum(Endpoint=None, Connected=None)
 ENDPOINT = Enum(Unix=Struct(path=TEXT), Tcp=Struct(host=TEXT, port=U16))
-STATE = Enum(inactive=None, starting=None, ready=None, backoff=None, failed=None, stopping=None)
+STATE = Enum(inactive=None, starting=None, ready=None, backoff=None, failed=None, stopping=None, quarantined=None)
 EXIT = Enum(code=I32, signal=I32, unknown=None)
 RECONNECT = Enum(After=Struct(ms=U64), Never=None)
 CODE = Enum(
@@ -238,6 +253,15 @@ HELLO = Struct(
 )
 TARGET = Struct(instance=TEXT, service=TEXT, version_requirement=TEXT)
 SELECTION = Struct(instance=Option(TEXT), service=Option(TEXT), version_requirement=Option(TEXT))
+WORK = Enum(Command=Struct(argv=Sequence(TEXT)), Service=Struct(target=TARGET))
+PROCESS_SPEC = Struct(
+    id=Option(TEXT),
+    work=WORK,
+    environment=Sequence(Pair(TEXT, TEXT)),
+    working_directory=Option(TEXT),
+    timeout_ms=Option(U64),
+    max_attempts=Option(U32),
+)
 ADMIN_REQUEST = Enum(
     Status=None,
     Services=None,
@@ -249,6 +273,13 @@ ADMIN_REQUEST = Enum(
     Reload=None,
     Shutdown=None,
     Events=Struct(selection=SELECTION, after=Option(TEXT), wait_ms=Option(U64)),
+    Release=Struct(selection=SELECTION),
+    HandOver=None,
+    Run=Struct(spec=PROCESS_SPEC),
+    Wait=Struct(id=TEXT, wait_ms=Option(U64)),
+    Processes=Struct(id=Option(TEXT)),
+    Cancel=Struct(id=TEXT, reason=TEXT),
+    Prune=Struct(id=Option(TEXT), older_than_ms=Option(U64)),
 )
 CLIENT_MESSAGE = Enum(
     Hello=HELLO,
