@@ -266,8 +266,12 @@ pub(super) struct Event {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Subject {
-    Process { process: String },
+    Process {
+        process: String,
+    },
     Backend(Key),
+    /// Something that a newer broker tells of.
+    Other {},
 }
 
 impl Subject {
@@ -276,6 +280,7 @@ impl Subject {
         match self {
             Self::Process { process } => format!("process {process}"),
             Self::Backend(key) => key.name(),
+            Self::Other {} => "-".to_owned(),
         }
     }
 }

@@ -172,8 +172,8 @@ impl Event {
     fn is_of(&self, selection: &Selection) -> bool {
         match &self.subject {
             Subject::Backend(key) => selects(selection, &key.instance, &key.service, &key.version),
-            // A process has no name of a backend: whoever names one does not mean it.
-            Subject::Process { .. } => *selection == Selection::default(),
+            // It has no name of a backend: whoever names one does not mean it.
+            Subject::Process { .. } | Subject::Other {} => *selection == Selection::default(),
         }
     }
 }

@@ -21,7 +21,7 @@ says which time this is.
 The same id with the same content is the same process: whoever runs it again follows it, or sees
 how it ended. Without --detach its output is shown, and this command ends as it does: with its exit
 code, 128 + N if signal N ended it, 124 if it took longer than --timeout, 1 if it was cancelled.
-Ctrl-C ends this command alone.
+Ctrl-C ends this command alone. With --json its document is printed at the end, and no output.
 
 COMMAND gets PATH, HOME and LANG of the broker, and what --env says: `-e PATH` passes on your own.
 
@@ -35,7 +35,7 @@ pub(super) const WAIT_HELP: &str = "\
 Shows the output from its beginning, unless --quiet, then ends as the process does: with its exit
 code, 128 + N if signal N ended it, 124 if it took longer than it may, 1 if it was cancelled. Any
 number of callers may wait, before and after the end. --timeout bounds the wait, with exit code 75,
-and not the process.
+and not the process. With --json its document is printed at the end, and no output.
 
 Examples:
   brokerctl wait nightly-2026-11-22

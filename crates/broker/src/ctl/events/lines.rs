@@ -238,11 +238,14 @@ mod tests {
         let process = json!({"process": "nightly", "number": 2, "time": "2026-11-22T11:59:01.000Z", "attempt": 1,
             "event": "process_ended", "state": "succeeded", "exit_code": 0});
         let process = documents::read(&process).expect("understood");
+        let news = json!({"sandbox": "x", "number": 3, "time": "2026-11-22T11:59:02.000Z", "event": "sandbox_made"});
+        let news = documents::read(&news).expect("no error, though of a newer broker");
         let events = [
             event("2026-11-22T04:59:59.999Z", json!({})),
             event("2026-11-22T05:00:00.001Z", json!({"instance": "tenant-a"})),
             event("2026-11-22T11:59:00.100Z", json!({})),
             process,
+            news,
         ];
         printer.align(&events, now);
         let lines: Vec<String> = events.iter().map(|event| printer.line(event, now)).collect();
@@ -252,6 +255,7 @@ mod tests {
                    00:00:00.001  redis@7.0.15/tenant-a  stopped
                    06:59:00.100  redis@7.0.15           stopped
                    06:59:01.000  process nightly        succeeded
+                   06:59:02.000  -                      sandbox_made
         ");
     }
 }
