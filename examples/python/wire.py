@@ -145,17 +145,18 @@ class Sequence(Type):
 
 
 class Pair(Type):
-    """Two values that belong together; a list of two."""
+    """Two values, as a list of two."""
 
     def __init__(self, first: Type, second: Type) -> None:
-        self.types = (first, second)
+        self.halves = (first, second)
 
     def write(self, value: List[Any]) -> bytes:
-        first, second = value
-        return self.types[0].write(first) + self.types[1].write(second)
+        if len(value) != 2:
+            raise WireError(f"{len(value)} values are no pair")
+        return b"".join(half.write(inner) for half, inner in zip(self.halves, value))
 
     def read(self, reader: Reader) -> List[Any]:
-        return [kind.read(reader) for kind in self.types]
+        return [half.read(reader) for half in self.halves]
 
 
 class Struct(Type):
@@ -211,9 +212,7 @@ FLAG, TEXT = Flag(), Text()
 
 DELIVERY = Enum(Endpoint=None, Connected=None)
 ENDPOINT = Enum(Unix=Struct(path=TEXT), Tcp=Struct(host=TEXT, port=U16))
-STATE = Enum(
-    inactive=None, starting=None, ready=None, backoff=None, failed=None, stopping=None, quarantined=None
-)
+STATE = Enum(inactive=None, starting=None, ready=None, backoff=None, failed=None, stopping=None, quarantined=None)
 EXIT = Enum(code=I32, signal=I32, unknown=None)
 RECONNECT = Enum(After=Struct(ms=U64), Never=None)
 CODE = Enum(

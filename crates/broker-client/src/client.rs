@@ -109,7 +109,7 @@ impl Client {
             what: request.describe(),
             finish: Box::new(move |answer, hold| match answer {
                 Answer::Backend { standing, descriptor } => {
-                    Some(Held::new(standing, descriptor, request, hold, client))
+                    Some(Ok(Held::new(standing, descriptor, request, hold, client)))
                 }
                 Answer::Document(_) | Answer::Pong => None,
             }),
@@ -123,11 +123,21 @@ impl Client {
     /// Reports are asked for again if the connection breaks; an order that was on its way then fails with
     /// [`Error::Disconnected`], since it may have been carried out.
     pub fn admin(&self, request: AdminRequest) -> Pending<String> {
+        self.ask(request, "the broker's answer to an operator's order", Ok)
+    }
+
+    /// The same with what a timeout names, and what becomes of the document.
+    pub(crate) fn ask<T>(
+        &self,
+        request: AdminRequest,
+        what: impl Into<String>,
+        read: impl FnOnce(String) -> Result<T, Error> + Send + 'static,
+    ) -> Pending<T> {
         let terms = Terms {
             deadline: deadline_of(&request).or(self.shared.settings.deadline),
-            what: "the broker's answer to an operator's order".to_owned(),
+            what: what.into(),
             finish: Box::new(|answer, _| match answer {
-                Answer::Document(json) => Some(json),
+                Answer::Document(json) => Some(read(json)),
                 Answer::Backend { .. } | Answer::Pong => None,
             }),
         };
@@ -141,7 +151,7 @@ impl Client {
             deadline: self.shared.settings.deadline,
             what: "the broker's sign of life".to_owned(),
             finish: Box::new(|answer, _| match answer {
-                Answer::Pong => Some(()),
+                Answer::Pong => Some(Ok(())),
                 Answer::Backend { .. } | Answer::Document(_) => None,
             }),
         };

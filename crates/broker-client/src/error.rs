@@ -150,6 +150,9 @@ pub enum ProtocolError {
         /// The request.
         request_id: RequestId,
     },
+    /// The JSON document of the answer is none that this library understands.
+    #[error("answer is no document of the expected kind")]
+    Document(#[source] Arc<serde_json::Error>),
     /// A frame said that a connected socket comes with it, and none came.
     #[error("answer to request {request_id} announces a descriptor, and none came with it")]
     NoDescriptor {

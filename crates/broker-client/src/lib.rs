@@ -9,6 +9,8 @@
 //! is held is asked for again, and requests go on waiting within their deadlines. [`Client::events`] tells of it. A
 //! broker that is silent for too long counts as gone, and [`Autostart`] starts one where none runs.
 //!
+//! [`Client::run`] has the broker run a command to its end, even if the broker dies meanwhile: see [`ProcessRequest`].
+//!
 //! The broker's refusals arrive as [`Error::Refused`]; their [`Code`](broker_proto::Code) knows whether asking again
 //! can help. The machines inside (what to send again, when to dial again, whether the broker lives) are told the time and
 //! touch no socket; one task drives them.
@@ -25,6 +27,7 @@ mod error;
 mod events;
 mod held;
 mod pending;
+mod processes;
 mod reconnect;
 mod request;
 mod session;
@@ -39,6 +42,9 @@ pub use error::{Error, ProtocolError};
 pub use events::{Events, SessionEvent};
 pub use held::Held;
 pub use pending::Pending;
+pub use processes::{
+    Process, ProcessEvent, ProcessEvents, ProcessExit, ProcessHappening, ProcessLease, ProcessRequest, ProcessState,
+};
 pub use reconnect::{InvalidReconnectConfig, ReconnectConfig};
 pub use request::Request;
 pub use stream::{BackendStream, ReadHalf, WriteHalf};

@@ -48,7 +48,7 @@ pub struct Pending<T> {
     handle: Arc<Handle>,
 }
 
-type Finish<T> = Box<dyn FnOnce(Answer, Hold) -> Option<T> + Send>;
+type Finish<T> = Box<dyn FnOnce(Answer, Hold) -> Option<Result<T, Error>> + Send>;
 
 #[derive(Debug)]
 struct Limit {
@@ -120,7 +120,7 @@ impl<T> Pending<T> {
         };
         let request_id = self.hold.request_id();
         let Self { hold, finish, .. } = self;
-        finish(answer, hold).ok_or(Error::Protocol(ProtocolError::WrongAnswer { request_id }))
+        finish(answer, hold).unwrap_or(Err(Error::Protocol(ProtocolError::WrongAnswer { request_id })))
     }
 }
 

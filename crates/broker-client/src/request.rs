@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use broker_proto::{ClientInfo, DEFAULT_INSTANCE, Delivery, Hello, RequestId};
+use broker_proto::{ClientInfo, DEFAULT_INSTANCE, Delivery, Hello, RequestId, Target};
 
 /// A request for a backend.
 ///
@@ -84,6 +84,11 @@ impl Request {
 
     pub(crate) fn wants_connected(&self) -> bool {
         self.delivery == Delivery::Connected
+    }
+
+    pub(crate) fn into_target(self) -> Target {
+        let Self { instance, service, version_requirement, .. } = self;
+        Target { instance, service, version_requirement }
     }
 
     pub(crate) fn describe(&self) -> String {

@@ -35,7 +35,7 @@ fn run(line: &str) -> String {
 
 #[test]
 fn help_names_the_commands_and_the_exit_codes() {
-    insta::assert_snapshot!(run("--help"), @"
+    insta::assert_snapshot!(run("--help"), @r#"
     exit code 0
     --- stdout
     Talks to the process broker: starts daemons on demand, says where they listen, and looks after them
@@ -52,8 +52,15 @@ fn help_names_the_commands_and_the_exit_codes() {
       stop         Stop backends and wait until nothing of them is left
       restart      Stop backends, start them again and wait until they are ready
       drain        Refuse new clients, and stop backends when their last client is gone
+      release      Release backends from quarantine, so that the next client starts them
+      run          Run a command, or a service of kind "process", to its end, even if the broker dies
+                   meanwhile
+      wait         Wait until a process has ended, show its output, and end as it did
+      processes    Show the processes that `run` began: state, attempt, and how they ended
+      cancel       End a process, and wait until it has ended
+      prune        Forget processes that have ended, with their output
       logs         Print what backends wrote to their logs
-      events       Show what happened to backends: starts, crashes, retries, refusals, stops
+      events       Show what happened to backends and processes: starts, crashes, refusals, ends
       check        Check service files; needs no broker
       reload       Have the broker read its service files again
       shutdown     Stop every backend, then the broker, and wait until it is gone
@@ -79,6 +86,7 @@ fn help_names_the_commands_and_the_exit_codes() {
       brokerctl demo                         see it work, in a temporary folder
       brokerctl resolve redis@^7             start redis if need be, print where it listens
       brokerctl exec redis -- redis-cli ping hold redis while a command runs
+      brokerctl run -- make world            run a command to its end, even if the broker dies
       brokerctl status                       what runs, since when, and for how many clients
 
     A backend is named SERVICE[@VERSION][/INSTANCE]: redis, redis@^7, redis@7.0.15/tenant-a.
@@ -90,9 +98,9 @@ fn help_names_the_commands_and_the_exit_codes() {
       69  no broker runs, or refused for good (unknown service or version, cannot be executed)
       75  refused for now: try again when the message says
       77  not permitted
-    `exec` exits with the status of its command (128 + N if signal N ended it).
+    `exec`, `run` and `wait` exit with the status of the command (128 + N if signal N ended it).
     --- stderr
-    ");
+    "#);
 }
 
 #[test]
@@ -265,7 +273,7 @@ fn check_names_file_line_and_column() {
     FOLDER/redis.toml: error: no version: add a [[version]] with `version` and `command`, or
         `directory` and `command` to [versions]
     FOLDER/redis.toml:3:1: error: unknown key `colour` in [service], known are `name`,
-        `description` and `environment`
+        `description`, `kind` and `environment`
     checked 1 file: 0 services, 0 versions; 2 errors, 0 warnings
     --- stderr
     ");

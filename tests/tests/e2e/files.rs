@@ -16,6 +16,7 @@ trials![
     sighup_reloads,
     a_directory_of_versions_is_read,
     files_that_others_can_write_are_not_loaded,
+    a_process_is_listed_as_one_and_nobody_is_connected_to_it,
 ];
 
 fn a_bad_file_takes_neither_others_nor_running_backends_down() {
@@ -162,4 +163,20 @@ fn files_that_others_can_write_are_not_loaded() {
     broker.start_again();
     let refused = broker.ctl_json(&["resolve", "x"]).refused(69, "service_unknown");
     assert!(refused["reason"].as_str().is_some_and(|reason| reason.contains("writ")), "{refused}");
+}
+
+fn a_process_is_listed_as_one_and_nobody_is_connected_to_it() {
+    let broker = Broker::start(&[&Service::fake("served", &[])]);
+    let text = "[service]\nname = \"backup\"\nkind = \"process\"\n[[version]]\nversion = \"1\"\ncommand = [\"true\"]\n";
+    fs::write(broker.path("services.d/backup.toml"), text).expect("the folder takes a file");
+    let report = broker.ctl_json(&["reload"]).done().json();
+    assert_eq!((&report["added"], &report["versions"]), (&json!(["backup"]), &json!(2)), "{report}");
+    let services = broker.ctl_json(&["services"]).done().json();
+    let kinds: Vec<&Value> = services["services"].as_array().expect("a list").iter().map(|s| &s["kind"]).collect();
+    assert_eq!(kinds, ["process", "daemon"]);
+    for order in ["resolve", "start", "connect"] {
+        let refused = broker.ctl_json(&[order, "backup"]).refused(69, "service_unknown");
+        let reason = "`backup` is a process and not a daemon: `brokerctl run backup` runs it";
+        assert_eq!(refused["reason"], reason, "{order}");
+    }
 }

@@ -9,7 +9,7 @@
 //! # let folder = tempfile::tempdir()?;
 //! # let socket = serve_a_broker(folder.path());
 //! use std::io::{Read, Write};
-//! use broker_client::{Request, blocking};
+//! use broker_client::{ProcessRequest, ProcessState, Request, blocking};
 //!
 //! # let _ = || -> Result<(), broker_client::Error> {
 //! let client = blocking::Client::connect()?;
@@ -23,10 +23,14 @@
 //!
 //! let held = client.resolve_with(Request::new("redis"), |progress| eprintln!("{}", progress.state))?;
 //! println!("{} serves", held.endpoint());
+//!
+//! let process = client.run(ProcessRequest::command(["tar", "-czf", "/tmp/home.tgz", "/home"]))?;
+//! assert_eq!(client.wait_process(process.id)?.state, ProcessState::Succeeded);
 //! # Ok(())
 //! # }
 //! ```
 
+mod processes;
 mod runtime;
 pub(crate) mod stream;
 
@@ -42,6 +46,7 @@ use crate::builder::Builder;
 use crate::error::Error;
 use crate::events::SessionEvent;
 use crate::request::Request;
+pub use processes::ProcessEvents;
 use runtime::Runtime;
 pub use stream::BackendStream;
 

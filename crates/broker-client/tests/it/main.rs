@@ -7,4 +7,5 @@ mod healing;
 mod keeping;
 mod lifetime;
 mod negotiation;
+mod processes;
 mod session;

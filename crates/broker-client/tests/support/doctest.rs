@@ -1,5 +1,5 @@
-// What the examples of the documentation run against, unseen: a broker that grants every Hello, and a redis that knows
-// PING. Included into each example, so it names everything by its full path.
+// What the examples of the documentation run against, unseen: a broker that grants every Hello and whose processes
+// succeed at once, and a redis that knows PING. Included into each example, so it names everything by its full path.
 
 /// Runs an example with a session.
 fn with_broker<F>(example: impl FnOnce(broker_client::Client) -> F)
@@ -47,7 +47,20 @@ fn serve_a_broker(folder: &std::path::Path) -> std::path::PathBuf {
                         is_greeted = stream.write_all(&broker_proto::Preamble::writing(1).to_bytes()).is_ok();
                     }
                     while is_greeted && let Ok(Some(body)) = input.frame(broker_proto::FRAME_MAX) {
-                        let Ok(broker_proto::ClientMessage::Hello(hello)) = broker_proto::decode(body) else { continue };
+                        let hello = match broker_proto::decode(body) {
+                            Ok(broker_proto::ClientMessage::Hello(hello)) => hello,
+                            Ok(broker_proto::ClientMessage::Admin { request_id, request }) => {
+                                let json = report(&request);
+                                let mut frame = Vec::new();
+                                let reply = broker_proto::ServerMessage::AdminReply { request_id, json };
+                                broker_proto::encode_frame(&reply, &mut frame).expect("a short message");
+                                if stream.write_all(&frame).is_err() {
+                                    return;
+                                }
+                                continue;
+                            }
+                            _ => continue,
+                        };
                         let granted = broker_proto::Negotiated {
                             request_id: hello.request_id,
                             instance: hello.instance,
@@ -70,4 +83,20 @@ fn serve_a_broker(folder: &std::path::Path) -> std::path::PathBuf {
         }
     });
     socket
+}
+
+/// The answer to an order, about a process that runs until somebody waits for it.
+fn report(request: &broker_proto::AdminRequest) -> String {
+    let process = |id: &str, facts: &str| format!("{{\"process\": {{\"id\": \"{id}\", {facts}}}}}");
+    match request {
+        broker_proto::AdminRequest::Run { spec } => {
+            process(spec.id.as_deref().unwrap_or_default(), "\"state\": \"running\", \"attempt\": 1")
+        }
+        broker_proto::AdminRequest::Wait { id, .. } => process(id, "\"state\": \"succeeded\", \"exit_code\": 0"),
+        broker_proto::AdminRequest::Events { .. } => {
+            let event = "\"event\": \"process_ended\", \"state\": \"succeeded\", \"number\": 1, \"time\": \"\"";
+            format!("{{\"events\": [{{\"process\": \"trial\", {event}}}], \"next\": \"1\", \"missed\": 0}}")
+        }
+        _ => "{}".to_owned(),
+    }
 }

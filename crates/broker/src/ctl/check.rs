@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nix::unistd::Uid;
+use semver::Version;
 use serde_json::{Value, json};
 
 use super::args;
@@ -17,7 +18,8 @@ use super::status::count;
 use crate::config::{Config, ConfigError, Options, Surroundings};
 use crate::process::spawn::resolve_program;
 use crate::services::{
-    Catalog, Command, Definition, Position, Probe, Problem, Service, Severity, Template, Values, writable_by_others,
+    Catalog, Command, Definition, Environment, Kind, Position, Probe, Problem, ProcessDefinition, Service, Severity,
+    Template, Values, writable_by_others,
 };
 
 /// The name of the broker's own configuration file.
@@ -130,8 +132,9 @@ impl Findings {
 
     fn document(&self) -> Value {
         let service = |service: &Service| {
-            let versions: Vec<String> = service.versions.keys().map(ToString::to_string).collect();
-            json!({"name": service.name.as_str(), "file": service.source.display().to_string(), "versions": versions})
+            let versions: Vec<String> = service.versions().iter().map(ToString::to_string).collect();
+            json!({"name": service.name.as_str(), "kind": service.kind.as_str(),
+                "file": service.source.display().to_string(), "versions": versions})
         };
         json!({
             "files": self.files,
@@ -149,7 +152,7 @@ impl Findings {
         for directory in &self.missing {
             console.note(format_args!("{} does not exist: no service is defined there", directory.display()));
         }
-        let versions = self.services().map(|service| service.versions.len()).sum();
+        let versions = self.services().map(|service| service.versions().len()).sum();
         console.line(format!(
             "checked {}: {}, {}; {}, {}",
             total(self.files, "file", "files"),
@@ -203,14 +206,10 @@ fn in_json(problem: &Problem) -> Value {
 /// the machine that checks the file it may never be.
 fn missing_programs(service: &Service) -> Vec<Problem> {
     let mut problems: Vec<Problem> = Vec::new();
-    for definition in service.versions.values() {
-        let mut commands = vec![&definition.command];
-        if let Probe::Exec { command } = &definition.readiness.probe {
-            commands.push(command);
-        }
+    for Runs { version, spelling, environment, commands } in runs(service) {
         for command in commands {
-            let Err(why) = find_program(definition, command) else { continue };
-            let message = format!("version {} of `{}`: {why}", definition.version, service.name);
+            let Err(why) = find_program(service, spelling, environment, command) else { continue };
+            let message = format!("version {version} of `{}`: {why}", service.name);
             let position = written_at(&service.source, &command.program);
             let key = Some("command".to_owned());
             problems.push(Problem { position, key, ..Problem::warning(&service.source, message) });
@@ -219,20 +218,51 @@ fn missing_programs(service: &Service) -> Vec<Problem> {
     problems
 }
 
+/// What is executed of one version.
+struct Runs<'s> {
+    version: &'s Version,
+    spelling: &'s str,
+    environment: &'s Environment,
+    commands: Vec<&'s Command>,
+}
+
+fn runs(service: &Service) -> Vec<Runs<'_>> {
+    match &service.kind {
+        Kind::Daemon(versions) => versions
+            .values()
+            .map(|definition| {
+                let Definition { version, spelling, environment, command, readiness, .. } = &**definition;
+                let mut commands = vec![command];
+                if let Probe::Exec { command } = &readiness.probe {
+                    commands.push(command);
+                }
+                Runs { version, spelling, environment, commands }
+            })
+            .collect(),
+        Kind::Process(versions) => versions
+            .values()
+            .map(|definition| {
+                let ProcessDefinition { version, spelling, environment, command, .. } = &**definition;
+                Runs { version, spelling, environment, commands: vec![command] }
+            })
+            .collect(),
+    }
+}
+
 /// Looks for a command's program, as a start would. What depends on the start is taken to be there.
-fn find_program(definition: &Definition, command: &Command) -> Result<(), String> {
+fn find_program(service: &Service, spelling: &str, environment: &Environment, command: &Command) -> Result<(), String> {
     let values = Values {
         endpoint: UNKNOWN,
         port: None,
-        service: definition.service.as_str(),
-        version: &definition.spelling,
+        service: service.name.as_str(),
+        version: spelling,
         instance: UNKNOWN,
         state_dir: UNKNOWN,
     };
     let program = command.program.fill(&values);
-    let path: Option<OsString> = match definition.environment.set.get("PATH") {
+    let path: Option<OsString> = match environment.set.get("PATH") {
         Some(path) => Some(path.fill(&values).into()),
-        None if definition.environment.inherit.iter().any(|name| name == "PATH") => std::env::var_os("PATH"),
+        None if environment.inherit.iter().any(|name| name == "PATH") => std::env::var_os("PATH"),
         None => None,
     };
     if program.contains(UNKNOWN) {

@@ -38,6 +38,23 @@ pub(super) struct Broker {
     /// Where the service files are.
     #[serde(default)]
     pub(super) service_directories: Vec<String>,
+    pub(super) journal: Option<Journal>,
+}
+
+/// The record by which the next broker finds the backends.
+#[derive(Debug, Deserialize)]
+pub(super) struct Journal {
+    pub(super) path: String,
+    pub(super) trouble: Option<Trouble>,
+    /// Damaged files that were kept.
+    #[serde(default)]
+    pub(super) set_aside: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Trouble {
+    pub(super) since: jiff::Timestamp,
+    pub(super) what: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,10 +63,13 @@ pub(super) struct Backend {
     pub(super) service: String,
     pub(super) version: String,
     pub(super) state: String,
+    #[serde(default)]
     pub(super) state_for_ms: u64,
     pub(super) pid: Option<u32>,
+    #[serde(default)]
     pub(super) generation: u64,
     pub(super) endpoint: Option<String>,
+    #[serde(default)]
     pub(super) holds: u64,
     #[serde(default)]
     pub(super) waiters: u64,
@@ -63,6 +83,8 @@ pub(super) struct Backend {
     #[serde(default)]
     pub(super) draining: bool,
     pub(super) status: Option<String>,
+    /// Why it is in quarantine.
+    pub(super) quarantine: Option<String>,
     pub(super) log_path: Option<String>,
 }
 
@@ -102,6 +124,11 @@ pub(super) struct Ready {
 #[derive(Debug, Deserialize)]
 pub(super) struct Stopped {
     pub(super) stopped: Vec<Key>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Released {
+    pub(super) released: Vec<Key>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -162,9 +189,15 @@ pub(super) struct Services {
 #[derive(Debug, Deserialize)]
 pub(super) struct Service {
     pub(super) name: String,
+    #[serde(default = "daemon")]
+    pub(super) kind: String,
     pub(super) description: Option<String>,
     pub(super) file: String,
     pub(super) versions: Vec<Version>,
+}
+
+fn daemon() -> String {
+    "daemon".to_owned()
 }
 
 #[derive(Debug, Deserialize)]
@@ -205,12 +238,13 @@ pub(super) struct Events {
     pub(super) missed: u64,
 }
 
-/// Something that happened to a backend. Which facts there are depends on what it was.
+/// Something that happened to a backend or a process. Which facts there are depends on what it was.
 #[derive(Debug, Deserialize)]
 pub(super) struct Event {
     #[serde(flatten)]
-    pub(super) key: Key,
+    pub(super) subject: Subject,
     pub(super) time: jiff::Timestamp,
+    #[serde(default)]
     pub(super) generation: u64,
     pub(super) event: String,
     pub(super) attempt: Option<u32>,
@@ -224,4 +258,29 @@ pub(super) struct Event {
     pub(super) delay_ms: Option<u64>,
     pub(super) refused: Option<Value>,
     pub(super) why: Option<String>,
+    /// How a process stands since.
+    pub(super) state: Option<String>,
+}
+
+/// What an event is about.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Subject {
+    Process {
+        process: String,
+    },
+    Backend(Key),
+    /// Something that a newer broker tells of.
+    Other {},
+}
+
+impl Subject {
+    /// `redis@7.0.15`, `process nightly`.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Process { process } => format!("process {process}"),
+            Self::Backend(key) => key.name(),
+            Self::Other {} => "-".to_owned(),
+        }
+    }
 }

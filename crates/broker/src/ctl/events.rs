@@ -1,4 +1,4 @@
-//! `brokerctl events`: what happened to the backends, and what happens.
+//! `brokerctl events`: what happened to backends and processes, and what happens.
 
 mod lines;
 
@@ -17,9 +17,9 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::args::{self, Global};
-use super::documents::{self, Event};
+use super::documents::{self, Event, Subject};
 use super::output::{CARE, Console, Failure, humane, paint};
-use super::session::{Session, in_words, selections, selects};
+use super::session::{Session, in_words, milliseconds, selections, selects};
 use super::status::count;
 use lines::Printer;
 
@@ -143,8 +143,7 @@ impl Reader<'_> {
     }
 
     fn request(&self, selection: Selection, wait: Option<Duration>) -> AdminRequest {
-        let wait_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        AdminRequest::Events { selection, after: self.cursor.clone(), wait_ms }
+        AdminRequest::Events { selection, after: self.cursor.clone(), wait_ms: wait.map(milliseconds) }
     }
 
     /// Takes an answer: the events in it that are selected; `None` if there was nothing more.
@@ -171,7 +170,11 @@ impl Reader<'_> {
 
 impl Event {
     fn is_of(&self, selection: &Selection) -> bool {
-        selects(selection, &self.key.instance, &self.key.service, &self.key.version)
+        match &self.subject {
+            Subject::Backend(key) => selects(selection, &key.instance, &key.service, &key.version),
+            // It has no name of a backend: whoever names one does not mean it.
+            Subject::Process { .. } | Subject::Other {} => *selection == Selection::default(),
+        }
     }
 }
 

@@ -127,7 +127,7 @@ fn came_from_the_terminal(signal: i32) -> bool {
 }
 
 /// The signals that this process ignores, as bits from signal 1 on.
-fn ignored_signals() -> u64 {
+pub(super) fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)

@@ -1,28 +1,21 @@
 //! `brokerctl logs`: what backends wrote. The broker names the files; brokerctl reads them itself.
 
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::path::Path;
 use std::time::Duration;
 
 use broker_proto::{AdminRequest, Selection};
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::sync::Notify;
 
 use super::args::{self, Global};
 use super::documents::{self, Log};
 use super::output::{Console, FAILED, Failure, GOOD, STRONG, UNAVAILABLE, harmless, paint, stdout_failure};
 use super::session::{Session, in_words, selections};
 use super::tail::Tail;
+use super::watch::Watch;
 
 /// How often the broker is asked again whether a new start writes to a new file, if no file system event says so
 /// before.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// How often files are read when the kernel does not tell of changes.
-const POLL: Duration = Duration::from_millis(200);
 /// A line longer than this is printed in pieces.
 const LINE_MAX: usize = 64 << 10;
 
@@ -274,72 +267,6 @@ fn shown(line: &[u8]) -> String {
         }
     }
     text
-}
-
-/// Tells of changes in the directories of the logs; where the kernel cannot, by the clock.
-struct Watch {
-    inotify: Option<Arc<Inotify>>,
-    watched: Vec<PathBuf>,
-    changes: Arc<Changes>,
-}
-
-/// What the thread that reads the events has seen.
-#[derive(Default)]
-struct Changes {
-    any: Notify,
-    /// A file is new, which may be the log of a new start.
-    created: AtomicBool,
-}
-
-impl Watch {
-    fn new() -> Self {
-        let changes = Arc::new(Changes::default());
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC).ok().map(Arc::new);
-        if let Some(inotify) = inotify.clone() {
-            let changes = Arc::clone(&changes);
-            thread::spawn(move || changes.read(&inotify));
-        }
-        Self { inotify, watched: Vec::new(), changes }
-    }
-
-    fn add(&mut self, log: Option<&Path>) {
-        let Some(directory) = log.and_then(Path::parent) else { return };
-        if self.watched.iter().any(|path| path == directory) {
-            return;
-        }
-        let flags = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-        if self.inotify.as_ref().is_some_and(|inotify| inotify.add_watch(directory, flags).is_err()) {
-            self.inotify = None;
-        }
-        self.watched.push(directory.to_owned());
-    }
-
-    /// Waits for a change. Whether a file is new.
-    async fn changed(&self) -> bool {
-        if self.inotify.is_some() {
-            self.changes.any.notified().await;
-        } else {
-            tokio::time::sleep(POLL).await;
-        }
-        self.changes.created.swap(false, Ordering::Relaxed)
-    }
-}
-
-impl Changes {
-    /// Reads events for as long as the process lives.
-    fn read(&self, inotify: &Inotify) {
-        let new = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_Q_OVERFLOW;
-        loop {
-            match inotify.read_events() {
-                Ok(events) if events.iter().any(|event| event.mask.intersects(new)) => {
-                    self.created.store(true, Ordering::Relaxed);
-                }
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
-            self.any.notify_one();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod keeping;
 mod logs;
 mod operate;
 mod output;
+mod processes;
 mod progress;
 mod refusal;
 mod resolve;
@@ -22,6 +23,7 @@ mod session;
 mod status;
 mod table;
 mod tail;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -80,7 +82,13 @@ fn run(console: &Console, cli: Cli) -> Result<ExitCode, Failure> {
             Command::Logs(logs) => logs::run(console, global, &logs).await?,
             Command::Events(events) => events::run(console, global, &events).await?,
             Command::Reload => services::reload(console, global).await?,
-            Command::Shutdown => operate::shutdown(console, global).await?,
+            Command::Release(selected) => operate::release(console, global, &selected).await?,
+            Command::Run(run) => return processes::run(console, global, &run).await,
+            Command::Wait(waited) => return processes::wait(console, global, &waited).await,
+            Command::Processes(listed) => processes::list(console, global, &listed).await?,
+            Command::Cancel(cancel) => processes::cancel(console, global, &cancel).await?,
+            Command::Prune(prune) => processes::prune(console, global, &prune).await?,
+            Command::Shutdown(shutdown) => operate::shutdown(console, global, &shutdown).await?,
             Command::Demo(demo) => return demo::run(console, &demo).await,
             Command::Check(_) | Command::Completions { .. } => {}
         }

@@ -1,4 +1,4 @@
-//! `brokerctl start`, `stop`, `restart`, `drain` and `shutdown`: an operator's orders.
+//! `brokerctl start`, `stop`, `restart`, `drain`, `release` and `shutdown`: an operator's orders.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::args::{Global, Selected, Started};
-use super::documents::{self, Denied, Drained, Ready, Restarted, Status, Stopped};
+use super::args::{Global, Selected, Shutdown, Started};
+use super::documents::{self, Denied, Drained, Ready, Released, Restarted, Status, Stopped};
 use super::output::{Console, FAILED, Failure, TRY_LATER, humane};
 use super::session::{Session, describe, in_words, one_instance, selections};
 use super::status::count;
@@ -106,29 +106,68 @@ pub(super) async fn drain(console: &Console, global: &Global, selected: &Selecte
     })
 }
 
-pub(super) async fn shutdown(console: &Console, global: &Global) -> Result<(), Failure> {
+/// Releases backends from quarantine.
+pub(super) async fn release(console: &Console, global: &Global, selected: &Selected) -> Result<(), Failure> {
     let session = Session::open(console, global).await?;
-    let status: Status = documents::read(&session.admin("status", AdminRequest::Status).await?)?;
-    let document = session.admin("shutdown", AdminRequest::Shutdown).await?;
-    let stopping = document["stopping"].as_u64().unwrap_or(0);
-    let backends = count(stopping, "backend", "backends");
-    let gone = async {
-        session.client.closed().await;
-        process_gone(status.broker.pid).await;
-    };
-    let title = format!("stopping {backends} and the broker");
-    let watched = progress::watch(console, &title, gone);
-    match global.timeout {
-        Some(timeout) => tokio::time::timeout(timeout, watched).await.map_err(|_| {
-            Failure::told(TRY_LATER, format!("the broker still runs after {}", humane(timeout)))
-                .advise(format!("it goes on stopping {backends}; its pid is {}", status.broker.pid))
-        })?,
-        None => watched.await,
-    }
+    let (document, asked) =
+        order(&session, selected, "released", |selection| AdminRequest::Release { selection }).await?;
     if console.json {
         return console.document(&document);
     }
-    console.line(format!("stopped {backends} and the broker (pid {})", status.broker.pid))
+    let released: Released = documents::read(&document)?;
+    if released.released.is_empty() {
+        return console.line(format!("nothing to release: nothing of {asked} is in quarantine"));
+    }
+    released.released.iter().try_for_each(|key| {
+        console.line(format!("released {}: the next client starts it, what it was held for is left alone", key.name()))
+    })
+}
+
+pub(super) async fn shutdown(console: &Console, global: &Global, shutdown: &Shutdown) -> Result<(), Failure> {
+    let session = Session::open(console, global).await?;
+    let status: Status = documents::read(&session.admin("status", AdminRequest::Status).await?)?;
+    if shutdown.handover {
+        return hand_over(&session, global, status.broker.pid).await;
+    }
+    let document = session.admin("shutdown", AdminRequest::Shutdown).await?;
+    let stopping = document["stopping"].as_u64().unwrap_or(0);
+    let backends = count(stopping, "backend", "backends");
+    let pid = status.broker.pid;
+    let title = format!("stopping {backends} and the broker");
+    gone(&session, global, pid, &title, format!("it goes on stopping {backends}; its pid is {pid}")).await?;
+    if console.json {
+        return console.document(&document);
+    }
+    console.line(format!("stopped {backends} and the broker (pid {pid})"))
+}
+
+/// Ends the broker and keeps its backends.
+async fn hand_over(session: &Session<'_>, global: &Global, pid: u32) -> Result<(), Failure> {
+    let document = session.admin("shutdown", AdminRequest::HandOver).await?;
+    let backends = count(document["keeping"].as_u64().unwrap_or(0), "backend", "backends");
+    gone(session, global, pid, "ending the broker", format!("its pid is {pid}")).await?;
+    if session.console.json {
+        return session.console.document(&document);
+    }
+    session.console.line(format!("ended the broker (pid {pid}); {backends} kept for the next one"))
+}
+
+/// Waits until the broker is gone, as long as `--timeout` allows.
+async fn gone(session: &Session<'_>, global: &Global, pid: u32, title: &str, advice: String) -> Result<(), Failure> {
+    let gone = async {
+        session.client.closed().await;
+        process_gone(pid).await;
+    };
+    let watched = progress::watch(session.console, title, gone);
+    match global.timeout {
+        Some(timeout) => tokio::time::timeout(timeout, watched).await.map_err(|_| {
+            Failure::told(TRY_LATER, format!("the broker still runs after {}", humane(timeout))).advise(advice)
+        }),
+        None => {
+            watched.await;
+            Ok(())
+        }
+    }
 }
 
 /// Waits until no process has the number: the session ends a moment before the broker does, and whoever waited for

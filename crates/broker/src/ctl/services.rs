@@ -57,13 +57,14 @@ pub(super) fn where_defined(directories: &[String]) -> String {
 }
 
 fn table(services: &Services) -> Table {
-    let mut table = Table::new(["SERVICE", "VERSIONS", "DESCRIPTION", "FILE"], 1);
+    let mut table = Table::new(["SERVICE", "KIND", "VERSIONS", "DESCRIPTION", "FILE"], 2);
     for service in &services.services {
         let versions: Vec<String> = service.versions.iter().map(describe).collect();
         let tone = if service.versions.iter().any(|version| version.allowed) { Tone::Plain } else { Tone::Bad };
         let versions = if versions.is_empty() { "none installed".to_owned() } else { versions.join(", ") };
         table.row([
             service.name.as_str().into(),
+            harmless(&service.kind).into(),
             Cell::toned(versions, tone),
             service.description.as_deref().map(harmless).unwrap_or_default().into(),
             Cell::toned(harmless(&service.file), Tone::Faint),
@@ -125,13 +126,13 @@ mod tests {
             {"name": "redis", "description": "An in-memory store", "file": "/etc/broker/services.d/redis.toml",
              "versions": [{"version": "6.2.0", "allowed": false, "why_not": "below the minimum 7.0.0"},
                           {"version": "7.0.15", "allowed": true, "why_not": null}]},
-            {"name": "empty", "description": null, "file": "/x.toml", "versions": []},
+            {"name": "empty", "kind": "process", "description": null, "file": "/x.toml", "versions": []},
         ], "problems": []}))
         .expect("understood");
-        insta::assert_snapshot!(table(&services).render(false), @r"
-        SERVICE  VERSIONS                                          DESCRIPTION         FILE
-        redis    6.2.0 (blocked: below the minimum 7.0.0), 7.0.15  An in-memory store  /etc/broker/services.d/redis.toml
-        empty    none installed                                    -                   /x.toml
+        insta::assert_snapshot!(table(&services).render(false), @"
+        SERVICE  KIND     VERSIONS                                          DESCRIPTION         FILE
+        redis    daemon   6.2.0 (blocked: below the minimum 7.0.0), 7.0.15  An in-memory store  /etc/broker/services.d/redis.toml
+        empty    process  none installed                                    -                   /x.toml
         ");
     }
 

@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Group};
 use serde_json::Value;
 
 use super::args::{Command, Events, Exec, Global, Instance, Logs, Wanted};
-use super::keeping::Keeping;
+use super::keeping::{Keeping, Starting};
 use super::output::{Console, FAILED, Failure, NOT_PERMITTED, TRY_LATER, UNAVAILABLE, USAGE, humane};
 use super::{documents, progress};
 
@@ -43,11 +43,21 @@ impl<'a> Session<'a> {
 
     /// Opens a session that lasts as long as a backend is needed, with a broker that may have to be started for it.
     pub(super) async fn keep(console: &'a Console, global: &Global, wanted: &Wanted) -> Result<Self, Failure> {
+        Self::last(console, global, &wanted.keeping, &wanted.starting).await
+    }
+
+    /// Opens a session that outlasts its broker, and starts one if there is none.
+    pub(super) async fn last(
+        console: &'a Console,
+        global: &Global,
+        keeping: &Keeping,
+        starting: &Starting,
+    ) -> Result<Self, Failure> {
         let is_named =
             global.socket.is_some() || std::env::var_os("BROKER_SOCKET").is_some_and(|path| !path.is_empty());
-        let builder = wanted.starting.apply(wanted.keeping.apply(builder(global))?, is_named);
+        let builder = starting.apply(keeping.apply(builder(global))?, is_named);
         let client = progress::watch(console, "the broker", builder.connect()).await?;
-        Ok(Self { client, console, timeout: global.timeout, is_kept: !wanted.keeping.no_reconnect })
+        Ok(Self { client, console, timeout: global.timeout, is_kept: !keeping.no_reconnect })
     }
 
     /// Asks for a backend, showing progress, and holds it.
@@ -85,8 +95,13 @@ impl<'a> Session<'a> {
 
     /// `--timeout`, as orders carry it.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))
+        self.timeout.map(milliseconds)
     }
+}
+
+/// A duration as orders carry it.
+pub(super) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn builder(global: &Global) -> Builder {
@@ -117,9 +132,11 @@ pub(super) fn check_usage(command: &Command) -> Result<(), Failure> {
             (std::slice::from_ref(&wanted.backend), &wanted.instance)
         }
         Command::Start(started) => (&started.backends, &started.instance),
-        Command::Stop(selected) | Command::Restart(selected) | Command::Drain(selected) => {
-            (&selected.backends, &selected.instance)
-        }
+        Command::Stop(selected)
+        | Command::Restart(selected)
+        | Command::Drain(selected)
+        | Command::Release(selected) => (&selected.backends, &selected.instance),
+        Command::Run(run) => return super::processes::request(run).map(drop),
         Command::Status(filter) | Command::Logs(Logs { filter, .. }) | Command::Events(Events { filter, .. }) => {
             (&filter.backends, &filter.instance)
         }

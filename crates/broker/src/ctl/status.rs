@@ -4,7 +4,7 @@ use broker_proto::{AdminRequest, Selection};
 use serde_json::Value;
 
 use super::args::{Filter, Global};
-use super::documents::{self, Backend, Broker, Status};
+use super::documents::{self, Backend, Broker, Journal, Status, Trouble};
 use super::output::{CARE, Console, FAINT, Failure, harmless, humane_ms, paint};
 use super::session::{Session, in_words, selections, selects};
 use super::table::{Cell, Table, Tone};
@@ -28,10 +28,12 @@ pub(super) async fn run(console: &Console, global: &Global, filter: &Filter) -> 
         console.line(paint(FAINT, headline(&status.broker)))?;
     }
     if status.backends.is_empty() {
+        list_trouble(console, &status.broker);
         return console.line(nothing_yet(&status.broker, &selections));
     }
     let table = if console.stdout_is_terminal { wide_table } else { plain_table };
     console.print(table(&status.backends).render(console.stdout_is_terminal))?;
+    list_trouble(console, &status.broker);
     if status.broker.problems > 0 {
         let problems = count(status.broker.problems, "problem", "problems");
         console.note(paint(CARE, format!("{problems} in the service files: `brokerctl services` lists them")));
@@ -65,6 +67,33 @@ fn nothing_yet(broker: &Broker, selections: &[Selection]) -> String {
         text += &format!("\n`brokerctl services` lists the {}", count(broker.services, "service", "services"));
     }
     text
+}
+
+/// Says what is wrong with the journal, if anything is.
+fn list_trouble(console: &Console, broker: &Broker) {
+    for line in broker.journal.iter().flat_map(trouble) {
+        console.note(paint(CARE, line));
+    }
+}
+
+fn trouble(journal: &Journal) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(Trouble { since, what }) = &journal.trouble {
+        let since = since.strftime("%Y-%m-%d %H:%M:%S UTC");
+        lines.push(format!(
+            "the journal {} is not written since {since}: {}; all is served from memory until it is again, and a broker \
+             that ends now leaves backends behind that the next one does not know",
+            harmless(&journal.path),
+            harmless(what),
+        ));
+    }
+    if let Some(newest) = journal.set_aside.last() {
+        lines.push(format!(
+            "a damaged journal was set aside as {}; a new one was begun: remove it once nobody wants to look at it",
+            harmless(newest)
+        ));
+    }
+    lines
 }
 
 /// `1 service`, `2 services`.
@@ -124,6 +153,10 @@ fn tone(state: &str) -> Tone {
 /// What a person should know beside the columns, most urgent first.
 fn notes(backend: &Backend) -> Vec<String> {
     let mut notes = Vec::new();
+    if let Some(why) = backend.quarantine.as_deref() {
+        let name = documents::name(&backend.service, &backend.version, &backend.instance);
+        notes.push(format!("{}; `brokerctl release {name}` once that is settled", harmless(why)));
+    }
     if let Some(milliseconds) = backend.retry_after_ms {
         notes.push(format!("try again in {}", humane_ms(milliseconds)));
     }
@@ -177,6 +210,9 @@ mod tests {
                 backend(json!({"outdated": true, "status": "\u{1b}[31m"})),
                 backend(json!({"service": "flaky", "state": "failed", "pid": null, "endpoint": null, "holds": 0,
                     "retry_after_ms": 29_000, "crashes_in_window": 2, "state_for_ms": 900})),
+                backend(json!({"service": "lost", "state": "quarantined", "pid": null, "endpoint": null, "holds": 0,
+                    "quarantine": "pid 4242 cannot be proved to be it"})),
+                backend(json!({"instance": "a", "service": "old", "adopted": true})),
             ],
         });
         documents::read(&document).expect("understood")
@@ -185,9 +221,25 @@ mod tests {
     #[test]
     fn a_pipe_gets_plain_columns() {
         insta::assert_snapshot!(plain_table(&status().backends).render(false), @r"
-        SERVICE  VERSION  INSTANCE  STATE   FOR    PID  GEN  HOLDS  ENDPOINT   NOTES
-        redis    7.0.15   default   ready   3m12s  711  1    3      unix:/b/x  outdated, restart to apply; \x1b[31m
-        flaky    7.0.15   default   failed  900ms  -    1    0      -          try again in 29s; 2 crashes; log /x.log
+        SERVICE  VERSION  INSTANCE  STATE        FOR    PID  GEN  HOLDS  ENDPOINT   NOTES
+        redis    7.0.15   default   ready        3m12s  711  1    3      unix:/b/x  outdated, restart to apply; \x1b[31m
+        flaky    7.0.15   default   failed       900ms  -    1    0      -          try again in 29s; 2 crashes; log /x.log
+        lost     7.0.15   default   quarantined  3m12s  -    1    0      -          pid 4242 cannot be proved to be it; `brokerctl release lost@7.0.15` once that is settled
+        old      7.0.15   a         ready        3m12s  711  1    3      unix:/b/x  adopted
+        ");
+    }
+
+    #[test]
+    fn a_journal_in_trouble_is_said_to_be() {
+        let journal = |facts: Value| -> Journal { documents::read(&facts).expect("understood") };
+        let well = journal(json!({"path": "/s/journal.db", "trouble": null, "set_aside": [], "rows": 3}));
+        assert!(trouble(&well).is_empty());
+        let lines = trouble(&journal(json!({"path": "/s/journal.db", "rows": 3,
+            "trouble": {"since": "2026-11-22T03:24:16.579Z", "what": "No space left on device"},
+            "set_aside": ["/s/journal.db.damaged-2026-11-21"]})));
+        insta::assert_snapshot!(lines.join("\n"), @"
+        the journal /s/journal.db is not written since 2026-11-22 03:24:16 UTC: No space left on device; all is served from memory until it is again, and a broker that ends now leaves backends behind that the next one does not know
+        a damaged journal was set aside as /s/journal.db.damaged-2026-11-21; a new one was begun: remove it once nobody wants to look at it
         ");
     }
 

@@ -34,6 +34,11 @@ impl Tail {
         Ok(Self { file: File::open(path)?, position: 0, at_head: true })
     }
 
+    /// Opens a file that is no log at its beginning: what has a hole is read as it is.
+    pub(super) fn whole(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: File::open(path)?, position: 0, at_head: false })
+    }
+
     /// Reads the next bytes into `chunk`; none when there are no more yet.
     pub(super) fn read(&mut self, chunk: &mut Vec<u8>) -> io::Result<()> {
         chunk.clear();

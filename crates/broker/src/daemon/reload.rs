@@ -32,7 +32,7 @@ impl Driver {
         let names = |names: &[&ServiceName]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
         let document = json!({
             "services": new.len(),
-            "versions": new.values().map(|service| service.versions.len()).sum::<usize>(),
+            "versions": new.values().map(|service| service.versions().len()).sum::<usize>(),
             "added": names(&added),
             "changed": names(&changed),
             "removed": names(&removed),
@@ -61,7 +61,7 @@ impl Driver {
         for (id, key, _) in self.registry.iter() {
             let Some(hosted) = self.hosted.get_mut(&id) else { continue };
             let service = self.catalog.services.get(&key.service);
-            let definition = service.and_then(|service| service.versions.get(&key.version));
+            let definition = service.and_then(|service| service.daemon(&key.version));
             hosted.removed = definition.is_none();
             changed.extend(definition.filter(|new| **new != hosted.definition).map(|new| (id, Arc::clone(new))));
         }

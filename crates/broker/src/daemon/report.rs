@@ -130,8 +130,8 @@ pub(super) fn services(catalog: &Catalog) -> Value {
         .values()
         .map(|service| {
             let versions: Vec<Value> = service
-                .versions
-                .keys()
+                .versions()
+                .into_iter()
                 .map(|version| {
                     let rule = service.version_rules.blocks(version);
                     json!({
@@ -143,6 +143,7 @@ pub(super) fn services(catalog: &Catalog) -> Value {
                 .collect();
             json!({
                 "name": service.name.as_str(),
+                "kind": service.kind.as_str(),
                 "description": Some(&service.description).filter(|text| !text.is_empty()),
                 "file": service.source,
                 "versions": versions,

@@ -1,11 +1,13 @@
 //! What clients ask, parsed, admitted and filed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use broker_proto::{
     ClientMessage, Code, Delivery, Hello, InstanceName, Refusal, RequestId, Requirement, ServerMessage, ServiceName,
 };
+use semver::Version;
 
 use super::clock::now;
 use super::driver::{Asked, Driver, Kind};
@@ -16,8 +18,8 @@ use crate::core::backend::{Event, RETRY_HINT, Ticket, Waiter};
 use crate::core::millis_up;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::versions::{NoVersion, choose};
-use crate::services::Definition;
 use crate::services::problem::suggestion;
+use crate::services::{self, Definition, Service};
 
 /// What one session may wait for and hold at once. A client that keeps tens of thousands of requests in flight is served;
 /// one that never releases what it holds is stopped here.
@@ -88,20 +90,13 @@ impl Driver {
         let Some(service) = self.catalog.services.get(name) else {
             return Err(Box::new(self.service_unknown(name)));
         };
+        let services::Kind::Daemon(versions) = &service.kind else {
+            let reason = format!("`{name}` is a process and not a daemon: `brokerctl run {name}` runs it");
+            return Err(Box::new(Refusal::new(Code::ServiceUnknown, reason)));
+        };
         admitted(&service.access)
             .map_err(|rejection| Box::new(Refusal::new(Code::PeerRejected, rejection.to_string())))?;
-        match choose(service.versions.keys(), &service.version_rules, requirement) {
-            Ok(version) => Ok(Arc::clone(&service.versions[version])),
-            Err(error) => {
-                let code = match error {
-                    NoVersion::Unsupported { .. } => Code::VersionUnsupported,
-                    NoVersion::Blocked { .. } => Code::VersionBlocked,
-                };
-                let mut refusal = Refusal::new(code, format!("service `{name}`: {error}"));
-                refusal.evidence.available = service.versions.keys().map(ToString::to_string).collect();
-                Err(Box::new(refusal))
-            }
-        }
+        choose_among(service, versions, requirement)
     }
 
     pub(super) fn service_unknown(&self, name: &ServiceName) -> Refusal {
@@ -206,6 +201,26 @@ impl Driver {
                 self.dispatch(asked.backend, Event::Withdraw(ticket));
             }
             None => self.events.forget(ticket),
+        }
+    }
+}
+
+/// Picks a version of a service, of whichever kind.
+fn choose_among<T>(
+    service: &Service,
+    versions: &BTreeMap<Version, Arc<T>>,
+    requirement: &Requirement,
+) -> Result<Arc<T>, Box<Refusal>> {
+    match choose(versions.keys(), &service.version_rules, requirement) {
+        Ok(version) => Ok(Arc::clone(&versions[version])),
+        Err(error) => {
+            let code = match error {
+                NoVersion::Unsupported { .. } => Code::VersionUnsupported,
+                NoVersion::Blocked { .. } => Code::VersionBlocked,
+            };
+            let mut refusal = Refusal::new(code, format!("service `{}`: {error}", service.name));
+            refusal.evidence.available = versions.keys().map(ToString::to_string).collect();
+            Err(Box::new(refusal))
         }
     }
 }

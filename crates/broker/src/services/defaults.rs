@@ -48,3 +48,9 @@ pub(crate) const LOG_KEEP: u32 = 5;
 
 /// Whether peers of other users may be handed a socket that the broker connected.
 pub(crate) const CONNECTED: bool = false;
+
+/// How long an attempt of a process may take: for ever.
+pub(crate) const PROCESS_TIMEOUT: Option<Duration> = None;
+
+/// How often a process is started at most, when attempts are lost with their machine or their reaper.
+pub(crate) const PROCESS_MAX_ATTEMPTS: u32 = 3;

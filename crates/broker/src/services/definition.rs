@@ -23,8 +23,7 @@ pub(crate) struct Service {
     pub(crate) name: ServiceName,
     /// May be empty.
     pub(crate) description: String,
-    /// May be empty, if the folder of versions is.
-    pub(crate) versions: BTreeMap<Version, Arc<Definition>>,
+    pub(crate) kind: Kind,
     pub(crate) version_rules: VersionRules,
     /// Judges every Hello. Not part of a [`Definition`], so that a reload takes a permission away at once, and does not
     /// make a running backend outdated.
@@ -33,7 +32,65 @@ pub(crate) struct Service {
     pub(crate) source: PathBuf,
 }
 
-/// How one version of a service is run. Two are equal if a backend started with one is as good as with the other.
+/// What a service is, with its installed versions, which may be none if the folder of versions is empty. Kept apart by
+/// type: whoever asks for a daemon cannot be given a process.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Kind {
+    /// Serves at an endpoint, for whoever says Hello.
+    Daemon(BTreeMap<Version, Arc<Definition>>),
+    /// Runs to its end, under the id of whoever orders it.
+    Process(BTreeMap<Version, Arc<ProcessDefinition>>),
+}
+
+impl Kind {
+    /// The word for it in service files and reports.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Daemon(_) => "daemon",
+            Self::Process(_) => "process",
+        }
+    }
+}
+
+impl Service {
+    /// The installed versions, ascending.
+    pub(crate) fn versions(&self) -> Vec<&Version> {
+        match &self.kind {
+            Kind::Daemon(versions) => versions.keys().collect(),
+            Kind::Process(versions) => versions.keys().collect(),
+        }
+    }
+
+    /// The definition of a daemon's version; none of a process.
+    pub(crate) fn daemon(&self, version: &Version) -> Option<&Arc<Definition>> {
+        match &self.kind {
+            Kind::Daemon(versions) => versions.get(version),
+            Kind::Process(_) => None,
+        }
+    }
+}
+
+/// How one version of a service of kind `process` is run.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ProcessDefinition {
+    pub(crate) service: ServiceName,
+    pub(crate) version: Version,
+    /// As [`Definition::spelling`].
+    pub(crate) spelling: String,
+    pub(crate) command: Command,
+    pub(crate) environment: Environment,
+    /// Absolute once it is filled in.
+    pub(crate) working_directory: Template,
+    pub(crate) umask: u32,
+    /// From SIGTERM to SIGKILL. Zero kills at once.
+    pub(crate) stop_timeout: Duration,
+    /// Of one attempt; `None` is never, and it is never zero.
+    pub(crate) timeout: Option<Duration>,
+    /// At least one.
+    pub(crate) max_attempts: u32,
+}
+
+/// How one version of a daemon is run. Two are equal if a backend started with one is as good as with the other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Definition {
     pub(crate) service: ServiceName,

@@ -12,6 +12,7 @@ use super::definition::Command;
 use super::problem::quoted;
 use super::reader::{Document, Located};
 use super::schema::command;
+use super::template::Subject;
 use super::values;
 
 /// The most versions of a service. A directory that holds more is not one of versions.
@@ -27,11 +28,11 @@ pub(crate) struct Installed {
 }
 
 /// Reads what is installed, and reports what is doubtful about it.
-pub(crate) fn read(document: &Document<'_>, tcp: bool) -> Vec<Installed> {
+pub(crate) fn read(document: &Document<'_>, subject: Subject) -> Vec<Installed> {
     let table = document.table("[versions]");
     let directory = table.get("directory", pattern);
-    let in_each = command(document, &table, tcp);
-    let listed = listed(document, tcp);
+    let in_each = command(document, &table, subject);
+    let listed = listed(document, subject);
     match (table.has("directory"), !document.table("").has("version")) {
         (true, false) => {
             table.error(
@@ -57,7 +58,7 @@ pub(crate) fn read(document: &Document<'_>, tcp: bool) -> Vec<Installed> {
     }
 }
 
-fn listed(document: &Document<'_>, tcp: bool) -> Vec<Installed> {
+fn listed(document: &Document<'_>, subject: Subject) -> Vec<Installed> {
     let mut seen: BTreeMap<Version, (String, usize)> = BTreeMap::new();
     let mut installed = Vec::new();
     for (count, table) in document.tables("[[version]]").into_iter().enumerate() {
@@ -67,7 +68,7 @@ fn listed(document: &Document<'_>, tcp: bool) -> Vec<Installed> {
         }
         let version = table.require("version", values::version);
         table.require("command", |_| Ok(()));
-        let command = command(document, &table, tcp);
+        let command = command(document, &table, subject);
         let Some(Located { value: (version, spelling), place }) = version else { continue };
         if let Some((earlier, line)) = seen.get(&version) {
             document.error(&place, format!("version {version} is already defined, as `{earlier}` on line {line}"));

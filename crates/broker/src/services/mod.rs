@@ -9,6 +9,7 @@ mod definition;
 mod file;
 mod installed;
 pub(crate) mod problem;
+mod process;
 pub(crate) mod reader;
 mod schema;
 mod template;
@@ -17,7 +18,9 @@ mod tests;
 pub(crate) mod values;
 
 pub(crate) use catalog::Catalog;
-pub(crate) use definition::{Command, Definition, Endpoint, Environment, Probe, Resume, Service};
+pub(crate) use definition::{
+    Command, Definition, Endpoint, Environment, Kind, Probe, ProcessDefinition, Resume, Service,
+};
 pub(crate) use file::{read as read_file, writable_by_others};
 pub(crate) use problem::{Position, Problem, Severity};
 pub(crate) use template::{Template, Values};

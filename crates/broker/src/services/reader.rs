@@ -275,6 +275,11 @@ impl<'d> Table<'d> {
         entries.iter().filter_map(one).collect()
     }
 
+    /// Whether the file has the table, be it empty.
+    pub(crate) fn is_there(&self) -> bool {
+        self.entries.is_some()
+    }
+
     /// Reports an error about the table, or about a key that it lacks.
     pub(crate) fn error(&self, key: Option<&str>, message: String) {
         let table = table_path(self.header);

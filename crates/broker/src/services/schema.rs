@@ -13,24 +13,37 @@ use toml::de::DeValue;
 
 use super::defaults;
 use super::definition::{
-    Command, Definition, Endpoint, Environment, Lifecycle, Log, Probe, Readiness, Recovery, Resume, Service, Session,
+    Command, Definition, Endpoint, Environment, Kind, Lifecycle, Log, Probe, Readiness, Recovery, Resume, Service,
+    Session,
 };
 use super::installed::{self, Installed};
 use super::problem::{Problem, example, quoted};
+use super::process;
 use super::reader::{self, Document, Located, Schema, Table};
-use super::template::{Placeholder, Template};
+use super::template::{Placeholder, Subject, Template};
 use super::values;
 use crate::core::admission::AccessRules;
 use crate::core::versions::VersionRules;
 
 /// The tables of a service file.
-const TABLES: &[&str] =
-    &["service", "version", "versions", "endpoint", "readiness", "recovery", "lifecycle", "session", "log", "access"];
+const TABLES: &[&str] = &[
+    "service",
+    "version",
+    "versions",
+    "endpoint",
+    "readiness",
+    "recovery",
+    "lifecycle",
+    "session",
+    "log",
+    "access",
+    "process",
+];
 
 /// All keys of a service file.
 const SCHEMA: Schema = &[
     ("", TABLES),
-    ("[service]", &["name", "description", "environment"]),
+    ("[service]", &["name", "description", "kind", "environment"]),
     ("[service.environment]", &["inherit", "set"]),
     ("[[version]]", &["version", "command"]),
     ("[versions]", &["directory", "command", "minimum", "deny"]),
@@ -41,6 +54,7 @@ const SCHEMA: Schema = &[
     ("[session]", &["resume"]),
     ("[log]", &["max_bytes", "keep"]),
     ("[access]", &["users", "groups", "connected"]),
+    ("[process]", &["timeout", "max_attempts"]),
 ];
 
 /// Variables that the broker sets itself where a probe uses them: sd_notify(3), sd_listen_fds(3).
@@ -63,21 +77,37 @@ fn build(document: &Document<'_>, file: &Path) -> Option<Service> {
     let name =
         service.require("name", |value| ServiceName::parse(&values::text(value)?).map_err(|error| error.to_string()));
     let description = service.get_or("description", values::text, String::new());
+    let is_process = service.get_or("kind", values::one_of(&[("daemon", false), ("process", true)]), false);
+    let (kind, access) = match is_process {
+        true => (process::read(document, name.as_ref()), AccessRules::default()),
+        false => (daemon(document, name.as_ref()), access(document)),
+    };
+    let version_rules = version_rules(document);
+    Some(Service { name: name?.value, description, kind: kind?, version_rules, access, source: file.to_owned() })
+}
+
+/// Reads what makes a daemon.
+fn daemon(document: &Document<'_>, name: Option<&Located<ServiceName>>) -> Option<Kind> {
     let endpoint = endpoint(document);
-    let tcp = matches!(endpoint, Endpoint::Tcp { .. });
-    let environment = environment(document, tcp);
-    let readiness = readiness(document, tcp);
+    let subject = match endpoint {
+        Endpoint::Unix { .. } => Subject::Unix,
+        Endpoint::Tcp { .. } => Subject::Tcp,
+    };
+    let environment = environment(document, subject);
+    let readiness = readiness(document, subject);
     let recovery = recovery(document);
-    let lifecycle = lifecycle(document, tcp);
+    let lifecycle = lifecycle(document, subject);
     let session = session(document);
     let log = log(document);
-    let access = access(document);
-    let version_rules = version_rules(document);
-    let installed = installed::read(document, tcp);
+    let process = document.table("[process]");
+    if process.is_there() {
+        process.error(None, "[process] is for kind = \"process\" in [service]: this is a daemon".to_owned());
+    }
+    let installed = installed::read(document, subject);
 
-    let name = name?.value;
+    let name = name?;
     let definition = |version: &Version, spelling: String, command: &Command| Definition {
-        service: name.clone(),
+        service: name.value.clone(),
         version: version.clone(),
         spelling,
         command: command.clone(),
@@ -95,7 +125,7 @@ fn build(document: &Document<'_>, file: &Path) -> Option<Service> {
         warn_if_the_endpoint_is_untold(document, &command, &definition);
         versions.insert(version, Arc::new(definition));
     }
-    Some(Service { name, description, versions, version_rules, access, source: file.to_owned() })
+    Some(Kind::Daemon(versions))
 }
 
 /// Warns if the broker chooses the endpoint and nothing tells the daemon what was chosen.
@@ -139,7 +169,7 @@ fn endpoint(document: &Document<'_>) -> Endpoint {
     }
 }
 
-fn environment(document: &Document<'_>, tcp: bool) -> Environment {
+pub(super) fn environment(document: &Document<'_>, subject: Subject) -> Environment {
     let table = document.table("[service.environment]");
     let inherit = table.list("inherit", |value| {
         let name = values::text(value)?;
@@ -148,7 +178,7 @@ fn environment(document: &Document<'_>, tcp: bool) -> Environment {
     });
     let set = table.map("set", |name, value| {
         variable_name(name)?;
-        template(tcp)(value)
+        template(subject)(value)
     });
     Environment {
         inherit: inherit.map_or_else(
@@ -169,7 +199,7 @@ fn variable_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn readiness(document: &Document<'_>, tcp: bool) -> Readiness {
+fn readiness(document: &Document<'_>, subject: Subject) -> Readiness {
     #[derive(Clone, Copy, PartialEq)]
     enum Kind {
         Connect,
@@ -182,7 +212,7 @@ fn readiness(document: &Document<'_>, tcp: bool) -> Readiness {
 
     let table = document.table("[readiness]");
     let probe = table.get("probe", values::one_of(&KINDS));
-    let command = command(document, &table, tcp);
+    let command = command(document, &table, subject);
     let notify = table.get("notify", values::boolean);
     let kind = probe.as_ref().map_or(Kind::Connect, |probe| probe.value);
     match (&probe, &command) {
@@ -220,10 +250,21 @@ fn recovery(document: &Document<'_>) -> Recovery {
     }
 }
 
-fn lifecycle(document: &Document<'_>, tcp: bool) -> Lifecycle {
+fn lifecycle(document: &Document<'_>, subject: Subject) -> Lifecycle {
     let table = document.table("[lifecycle]");
-    let working_directory = table.get("working_directory", |value| {
-        let directory = template(tcp)(value)?;
+    Lifecycle {
+        idle_timeout: table.get_or("idle_timeout", values::duration_or_never, defaults::IDLE_TIMEOUT),
+        stop_signal: table.get_or("stop_signal", values::signal, defaults::STOP_SIGNAL),
+        stop_timeout: table.get_or("stop_timeout", values::duration, defaults::STOP_TIMEOUT),
+        working_directory: working_directory(&table, subject),
+        umask: table.get_or("umask", values::umask, defaults::UMASK),
+    }
+}
+
+/// The `working_directory` of [lifecycle].
+pub(super) fn working_directory(table: &Table<'_>, subject: Subject) -> Template {
+    let directory = table.get("working_directory", |value| {
+        let directory = template(subject)(value)?;
         match directory.is_absolute() {
             true => Ok(directory),
             false => {
@@ -233,14 +274,7 @@ fn lifecycle(document: &Document<'_>, tcp: bool) -> Lifecycle {
             }
         }
     });
-    Lifecycle {
-        idle_timeout: table.get_or("idle_timeout", values::duration_or_never, defaults::IDLE_TIMEOUT),
-        stop_signal: table.get_or("stop_signal", values::signal, defaults::STOP_SIGNAL),
-        stop_timeout: table.get_or("stop_timeout", values::duration, defaults::STOP_TIMEOUT),
-        working_directory: working_directory
-            .map_or_else(|| Template::literal(defaults::WORKING_DIRECTORY), |directory| directory.value),
-        umask: table.get_or("umask", values::umask, defaults::UMASK),
-    }
+    directory.map_or_else(|| Template::literal(defaults::WORKING_DIRECTORY), |directory| directory.value)
 }
 
 fn session(document: &Document<'_>) -> Session {
@@ -279,19 +313,16 @@ fn version_rules(document: &Document<'_>) -> VersionRules {
     }
 }
 
-/// A text with placeholders; `{port}` only where there is one.
-fn template(tcp: bool) -> impl Fn(&DeValue<'_>) -> Result<Template, String> {
+/// A text with placeholders, all of which there is something to stand for.
+fn template(subject: Subject) -> impl Fn(&DeValue<'_>) -> Result<Template, String> {
     move |value| {
         let template = values::template(value)?;
-        match template.uses(Placeholder::Port) && !tcp {
-            true => Err("{port} is for kind = \"tcp\" in [endpoint]; {endpoint} is the path of the socket".to_owned()),
-            false => Ok(template),
-        }
+        subject.check(&template).map(|()| template)
     }
 }
 
 /// The `command` of a table: a program and its arguments.
-pub(super) fn command(document: &Document<'_>, table: &Table<'_>, tcp: bool) -> Option<Located<Command>> {
+pub(super) fn command(document: &Document<'_>, table: &Table<'_>, subject: Subject) -> Option<Located<Command>> {
     table.get("command", |value| match value.as_str() {
         Some(line) => {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -299,7 +330,7 @@ pub(super) fn command(document: &Document<'_>, table: &Table<'_>, tcp: bool) -> 
         }
         None => Ok(()),
     })?;
-    let Located { value: templates, place } = table.list("command", template(tcp))?;
+    let Located { value: templates, place } = table.list("command", template(subject))?;
     let mut templates = templates.into_iter();
     let Some(program) = templates.next() else {
         document.error(&place, "is empty: write the program and its arguments, [\"/usr/bin/redis-server\"]");

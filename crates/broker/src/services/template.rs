@@ -39,12 +39,51 @@ impl Placeholder {
     }
 }
 
+/// What runs, which decides what there is to be filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// A daemon on a Unix socket.
+    Unix,
+    /// A daemon on a port.
+    Tcp,
+    /// A process, which has no endpoint.
+    Process,
+}
+
+impl Subject {
+    /// Says which placeholder has nothing to stand for, and what to write instead.
+    pub(crate) fn check(self, template: &Template) -> Result<(), String> {
+        match self {
+            Self::Unix if template.uses(Placeholder::Port) => {
+                Err("{port} is for kind = \"tcp\" in [endpoint]; {endpoint} is the path of the socket".to_owned())
+            }
+            Self::Process => match [Placeholder::Endpoint, Placeholder::Port].into_iter().find(|p| template.uses(*p)) {
+                Some(placeholder) => {
+                    let there = Placeholder::ALL.into_iter().filter(|p| Self::Process.has(*p));
+                    let there = listed(there.map(|placeholder| format!("{{{}}}", placeholder.name())), "and");
+                    Err(format!("a process has no endpoint and so no {{{}}}: there are {there}", placeholder.name()))
+                }
+                None => Ok(()),
+            },
+            Self::Unix | Self::Tcp => Ok(()),
+        }
+    }
+
+    fn has(self, placeholder: Placeholder) -> bool {
+        match placeholder {
+            Placeholder::Endpoint => self != Self::Process,
+            Placeholder::Port => self == Self::Tcp,
+            Placeholder::Service | Placeholder::Version | Placeholder::Instance | Placeholder::StateDir => true,
+        }
+    }
+}
+
 /// What is filled in.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Values<'v> {
-    /// The socket's path, or `host:port`.
+    /// The socket's path, or `host:port`. A template of a process does not ask for it.
     pub(crate) endpoint: &'v str,
-    /// The port of a tcp endpoint. A template of a service on a Unix socket does not ask for it.
+    /// The port of a tcp endpoint. Only a template of a service on one asks for it.
     pub(crate) port: Option<u16>,
     pub(crate) service: &'v str,
     /// [`Definition::spelling`](super::Definition::spelling).

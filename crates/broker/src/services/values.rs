@@ -129,6 +129,14 @@ pub(crate) fn duration_or_never(value: &DeValue<'_>) -> Result<Option<Duration>,
     }
 }
 
+/// A duration longer than zero, or `never`.
+pub(crate) fn positive_duration_or_never(value: &DeValue<'_>) -> Result<Option<Duration>, String> {
+    match duration_or_never(value)? {
+        Some(Duration::ZERO) => Err("must be longer than zero".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
 /// A number of bytes, greater than zero: `16MiB`, `500kB`, or the bare number.
 pub(crate) fn size(value: &DeValue<'_>) -> Result<u64, String> {
     const FORM: &str = "write sizes as \"16MiB\", \"500kB\" or a number of bytes";

@@ -27,7 +27,7 @@ impl<'a> Printer<'a> {
     pub(super) fn align<'e>(&mut self, events: impl IntoIterator<Item = &'e Event>, now: Timestamp) {
         for event in events {
             self.time_width = self.time_width.max(self.time(event, now).len());
-            self.name_width = self.name_width.max(event.key.name().chars().count());
+            self.name_width = self.name_width.max(event.subject.name().chars().count());
         }
     }
 
@@ -40,7 +40,7 @@ impl<'a> Printer<'a> {
     }
 
     fn line(&mut self, event: &Event, now: Timestamp) -> String {
-        let (time, name) = (self.time(event, now), harmless(&event.key.name()));
+        let (time, name) = (self.time(event, now), harmless(&event.subject.name()));
         self.name_width = self.name_width.max(name.chars().count());
         let (style, sentence) = sentence(event);
         let (time_width, name_width) = (self.time_width, self.name_width);
@@ -88,8 +88,32 @@ fn sentence(event: &Event) -> (Style, String) {
         "finished" => (plain, "finished by itself".to_owned()),
         "draining" => (CARE, "draining: takes no new clients".to_owned()),
         "drain_ended" => (plain, "takes new clients again".to_owned()),
+        "process_registered" => (plain, "registered".to_owned()),
+        "process_started" => (plain, format!("attempt {} runs{pid}", event.attempt.unwrap_or(1))),
+        "process_adopted" => (plain, format!("attempt {} goes on under this broker{pid}", event.attempt.unwrap_or(1))),
+        "process_lost" => {
+            (CARE, format!("attempt {} is lost, with its machine or its reaper", event.attempt.unwrap_or(1)))
+        }
+        "process_ended" => process_end(event),
         other => (plain, harmless(other)),
     }
+}
+
+/// How a process ended, and how.
+fn process_end(event: &Event) -> (Style, String) {
+    let state = event.state.as_deref().unwrap_or("ended");
+    let style = match state {
+        "succeeded" => GOOD,
+        "failed" => BAD,
+        _ => CARE,
+    };
+    let how = match (event.exit_code, event.signal) {
+        (Some(0), _) => String::new(),
+        (Some(code), _) => format!(": exited with code {code}"),
+        (None, Some(signal)) => format!(": ended by {}", signal_name(signal)),
+        (None, None) => String::new(),
+    };
+    (style, format!("{}{how}", harmless(state)))
 }
 
 fn failure(event: &Event) -> String {
@@ -164,6 +188,14 @@ mod tests {
             json!({"event": "draining"}),
             json!({"event": "drain_ended"}),
             json!({"event": "of a newer broker"}),
+            json!({"event": "process_registered", "attempt": 0, "state": "pending"}),
+            json!({"event": "process_started", "attempt": 1, "pid": 4242, "state": "running"}),
+            json!({"event": "process_adopted", "attempt": 1, "pid": 4242, "state": "running"}),
+            json!({"event": "process_lost", "attempt": 2, "state": "pending"}),
+            json!({"event": "process_ended", "attempt": 2, "state": "succeeded", "exit_code": 0}),
+            json!({"event": "process_ended", "attempt": 2, "state": "failed", "exit_code": 7}),
+            json!({"event": "process_ended", "attempt": 2, "state": "failed"}),
+            json!({"event": "process_ended", "attempt": 2, "state": "cancelled", "signal": 15}),
         ];
         insta::assert_snapshot!(all.map(said).join("\n"), @r"
         starting, generation 2
@@ -185,6 +217,14 @@ mod tests {
         draining: takes no new clients
         takes new clients again
         of a newer broker
+        registered
+        attempt 1 runs, pid 4242
+        attempt 1 goes on under this broker, pid 4242
+        attempt 2 is lost, with its machine or its reaper
+        succeeded
+        failed: exited with code 7
+        failed
+        cancelled: ended by SIGTERM (15)
         ");
     }
 
@@ -195,18 +235,27 @@ mod tests {
         let zone = TimeZone::fixed(jiff::tz::offset(-5));
         let mut printer = Printer::new(&console, zone);
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().expect("a time");
+        let process = json!({"process": "nightly", "number": 2, "time": "2026-11-22T11:59:01.000Z", "attempt": 1,
+            "event": "process_ended", "state": "succeeded", "exit_code": 0});
+        let process = documents::read(&process).expect("understood");
+        let news = json!({"sandbox": "x", "number": 3, "time": "2026-11-22T11:59:02.000Z", "event": "sandbox_made"});
+        let news = documents::read(&news).expect("no error, though of a newer broker");
         let events = [
             event("2026-11-22T04:59:59.999Z", json!({})),
             event("2026-11-22T05:00:00.001Z", json!({"instance": "tenant-a"})),
             event("2026-11-22T11:59:00.100Z", json!({})),
+            process,
+            news,
         ];
         printer.align(&events, now);
         let lines: Vec<String> = events.iter().map(|event| printer.line(event, now)).collect();
         let text = anstream::adapter::strip_str(&lines.join("\n")).to_string();
-        insta::assert_snapshot!(text, @r"
+        insta::assert_snapshot!(text, @"
         2026-11-21 23:59:59.999  redis@7.0.15           stopped
                    00:00:00.001  redis@7.0.15/tenant-a  stopped
                    06:59:00.100  redis@7.0.15           stopped
+                   06:59:01.000  process nightly        succeeded
+                   06:59:02.000  -                      sandbox_made
         ");
     }
 }

@@ -70,7 +70,7 @@ impl Driver {
     fn settle(&mut self, left: Left, verdict: Verdict, spared: &mut HashSet<PathBuf>, tally: &mut Tally) {
         let Left { key, memory, fingerprint, start, .. } = left;
         let own = start.as_ref().map(|start| Arc::clone(&start.definition));
-        let newest = self.catalog.services.get(&key.service).and_then(|service| service.versions.get(&key.version));
+        let newest = self.catalog.services.get(&key.service).and_then(|service| service.daemon(&key.version));
         let newest = newest.map(Arc::clone);
         // What runs keeps what it was started with; what does not is started with the newest.
         let definition = match verdict {
@@ -156,7 +156,7 @@ impl Driver {
         let start: Option<Start> = launch.and_then(|launch| serde_json::from_str(&launch).ok());
         spare(start.as_ref(), spared);
         let definition = key.as_ref().and_then(|key| {
-            self.catalog.services.get(&key.service).and_then(|service| service.versions.get(&key.version)).cloned()
+            self.catalog.services.get(&key.service).and_then(|service| service.daemon(&key.version)).cloned()
         });
         let reason = format!("its row in the journal is not understood: {reason}");
         tracing::error!(instance, service, version, ?pid, reason, "quarantined");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{NAMED, VERSION};
+use super::{NAMED, VERSION, daemons};
 use crate::services::{Catalog, Service};
 
 /// A directory with these files.
@@ -124,7 +124,7 @@ fn installed(root: &Path) -> (Vec<String>, String) {
     let catalog = Catalog::load_file(&file);
     let service = catalog.services.values().next().expect("the service is there");
     let versions =
-        service.versions.iter().map(|(version, definition)| format!("{version} from {}", definition.spelling));
+        daemons(service).iter().map(|(version, definition)| format!("{version} from {}", definition.spelling));
     (versions.collect(), problems(&catalog, root))
 }
 

@@ -1,11 +1,10 @@
 //! Service files for real daemons, which the parser accepts without a word.
 
-use super::service;
+use super::{daemons, service};
 
 fn check(text: &str, expect: &str) {
     let service = service(text);
-    let commands: Vec<String> = service
-        .versions
+    let commands: Vec<String> = daemons(&service)
         .values()
         .map(|definition| format!("{} {}: {}", service.name, definition.version, definition.command.program))
         .collect();
@@ -135,4 +134,28 @@ working_directory = "{state_dir}"
 "#,
         "files 3.11.0: python3",
     );
+}
+
+#[test]
+fn a_backup_that_runs_to_its_end() {
+    let service = service(
+        r#"
+[service]
+name = "backup"
+description = "Writes an archive of the home directories"
+kind = "process"
+
+[[version]]
+version = "1"
+command = ["/bin/tar", "-czf", "{state_dir}/home.tgz", "/home"]
+
+[process]
+timeout = "2h"
+max_attempts = 3
+
+[lifecycle]
+stop_timeout = "1m"
+"#,
+    );
+    assert_eq!((service.kind.as_str(), service.versions().len()), ("process", 1));
 }

@@ -47,7 +47,7 @@ x.toml:14:1: unknown key `colour` in [log], known are `max_bytes` and `keep`
 x.toml:1:1: unknown key `name` at the top of the file, it belongs in [service]
 x.toml:2:1: unknown key `probe` at the top of the file, it belongs in [readiness]
 ");
-    assert_snapshot!(added("[\"a\\nb\"]"), @r"x.toml:6:2: unknown table `[a\nb]`, known are `[service]`, `[service.environment]`, `[[version]]`, `[versions]`, `[endpoint]`, `[readiness]`, `[recovery]`, `[lifecycle]`, `[session]`, `[log]` and `[access]`");
+    assert_snapshot!(added("[\"a\\nb\"]"), @r"x.toml:6:2: unknown table `[a\nb]`, known are `[service]`, `[service.environment]`, `[[version]]`, `[versions]`, `[endpoint]`, `[readiness]`, `[recovery]`, `[lifecycle]`, `[session]`, `[log]`, `[access]` and `[process]`");
 }
 
 #[test]

@@ -3,13 +3,17 @@
 mod catalog;
 mod examples;
 mod messages;
+mod processes;
 mod values;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use semver::Version;
+
 use super::problem::Problem;
-use super::{Definition, Service, schema};
+use super::{Definition, Kind, Service, schema};
 
 /// The least that a service file may say, without its versions.
 const NAMED: &str = "[service]\nname = \"redis\"\n";
@@ -40,5 +44,13 @@ fn service(text: &str) -> Service {
 /// The definition of a good file to which some lines are added.
 fn definition(lines: &str) -> Arc<Definition> {
     let service = service(&format!("{NAMED}{VERSION}{lines}"));
-    Arc::clone(service.versions.values().next().expect("one version"))
+    Arc::clone(daemons(&service).values().next().expect("one version"))
+}
+
+/// The versions of a daemon.
+fn daemons(service: &Service) -> &BTreeMap<Version, Arc<Definition>> {
+    match &service.kind {
+        Kind::Daemon(versions) => versions,
+        Kind::Process(_) => panic!("{} is a process", service.name),
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{NAMED, VERSION, definition, service};
+use super::{NAMED, VERSION, daemons, definition, service};
 use crate::services::definition::{Lifecycle, Log, Recovery};
 use crate::services::{Endpoint, Probe, Resume, Template};
 
@@ -83,9 +83,9 @@ fn every_key_of_the_design_is_read() {
     assert_eq!(service.description, "An in-memory store");
     assert_eq!(service.version_rules.minimum.as_ref().map(ToString::to_string).as_deref(), Some("7.0.0"));
     assert_eq!(service.version_rules.deny.len(), 2);
-    assert_eq!((service.access.users, service.access.groups), (vec![0, 1000, 1001], vec![0]));
+    assert_eq!((&service.access.users, &service.access.groups), (&vec![0, 1000, 1001], &vec![0]));
     assert!(service.access.connected);
-    let definition = &service.versions[&semver::Version::new(7, 0, 15)];
+    let definition = &daemons(&service)[&semver::Version::new(7, 0, 15)];
     assert_eq!(definition.command.program.to_string(), "/usr/bin/redis-server");
     assert_eq!(definition.command.arguments.len(), 4);
     assert_eq!(definition.environment.inherit, ["PATH"]);

@@ -1,18 +1,22 @@
 //! The command line of brokerctl: its commands, options, help and examples. Owns the words; does nothing.
 
+mod backends;
+mod processes;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use broker_proto::{Address, InstanceName};
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::keeping::{Keeping, Starting};
+pub(super) use backends::{Check, Demo, Events, Exec, Filter, Instance, Logs, Selected, Shutdown, Started, Wanted};
+pub(super) use processes::{Cancel, Listed, Prune, Run, Waited};
 
 const TOP_HELP: &str = "\
 Examples:
   brokerctl demo                         see it work, in a temporary folder
   brokerctl resolve redis@^7             start redis if need be, print where it listens
   brokerctl exec redis -- redis-cli ping hold redis while a command runs
+  brokerctl run -- make world            run a command to its end, even if the broker dies
   brokerctl status                       what runs, since when, and for how many clients
 
 A backend is named SERVICE[@VERSION][/INSTANCE]: redis, redis@^7, redis@7.0.15/tenant-a.
@@ -24,7 +28,7 @@ Exit codes:
   69  no broker runs, or refused for good (unknown service or version, cannot be executed)
   75  refused for now: try again when the message says
   77  not permitted
-`exec` exits with the status of its command (128 + N if signal N ended it).";
+`exec`, `run` and `wait` exit with the status of the command (128 + N if signal N ended it).";
 
 /// Talks to the process broker: starts daemons on demand, says where they listen, and looks after them.
 #[derive(Debug, Parser)]
@@ -36,47 +40,47 @@ Exit codes:
     max_term_width = 100,
     subcommand_value_name = "COMMAND"
 )]
-pub(super) struct Cli {
+pub(in crate::ctl) struct Cli {
     #[command(flatten)]
-    pub(super) global: Global,
+    pub(in crate::ctl) global: Global,
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(in crate::ctl) command: Command,
 }
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
-pub(super) struct Global {
+pub(in crate::ctl) struct Global {
     /// The broker's socket [default: $BROKER_SOCKET, else the user's, then the system's]
     #[arg(long, value_name = "PATH", global = true)]
-    pub(super) socket: Option<PathBuf>,
+    pub(in crate::ctl) socket: Option<PathBuf>,
     /// Print JSON for programs
     #[arg(long, global = true)]
-    pub(super) json: bool,
+    pub(in crate::ctl) json: bool,
     /// Wait at most this long, such as 500ms, 10s or 2m
     #[arg(long, value_name = "DURATION", value_parser = duration, global = true)]
-    pub(super) timeout: Option<Duration>,
+    pub(in crate::ctl) timeout: Option<Duration>,
     /// Show no progress
     #[arg(short, long, global = true)]
-    pub(super) quiet: bool,
+    pub(in crate::ctl) quiet: bool,
     /// Show each change of state as a line on stderr
     #[arg(short, long, global = true, conflicts_with = "quiet")]
-    pub(super) verbose: bool,
+    pub(in crate::ctl) verbose: bool,
     /// When to use colours
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", global = true)]
-    pub(super) color: Color,
+    pub(in crate::ctl) color: Color,
 }
 
 /// When to use colours.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Color {
+pub(in crate::ctl) enum Color {
     Auto,
     Always,
     Never,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(in crate::ctl) enum Command {
     /// Show the backends: state, clients, endpoint, and what is wrong with them.
     #[command(after_help = "\
 Examples:
@@ -159,6 +163,32 @@ Examples:
   brokerctl drain redis@7.0.3
   brokerctl drain --all")]
     Drain(Selected),
+    /// Release backends from quarantine, so that the next client starts them.
+    #[command(after_help = "\
+A backend is in quarantine when an earlier broker left something of it of which nobody can prove whose
+it is: `status` says what. Look, end it yourself if it is yours, then release the backend: what it was
+held for is left alone.
+A part of the name that is left out matches all: `redis` is every version and instance of redis.
+
+Examples:
+  brokerctl release redis@7.0.15/tenant-a
+  brokerctl release --all")]
+    Release(Selected),
+    /// Run a command, or a service of kind "process", to its end, even if the broker dies meanwhile.
+    #[command(override_usage = processes::RUN_USAGE, after_help = processes::RUN_HELP)]
+    Run(Run),
+    /// Wait until a process has ended, show its output, and end as it did.
+    #[command(after_help = processes::WAIT_HELP)]
+    Wait(Waited),
+    /// Show the processes that `run` began: state, attempt, and how they ended.
+    #[command(after_help = processes::PROCESSES_HELP)]
+    Processes(Listed),
+    /// End a process, and wait until it has ended.
+    #[command(after_help = processes::CANCEL_HELP)]
+    Cancel(Cancel),
+    /// Forget processes that have ended, with their output.
+    #[command(after_help = processes::PRUNE_HELP)]
+    Prune(Prune),
     /// Print what backends wrote to their logs.
     #[command(after_help = "\
 Examples:
@@ -166,7 +196,7 @@ Examples:
   brokerctl logs -f -n 0 redis/tenant-a
   brokerctl logs --previous redis        with the logs of earlier starts")]
     Logs(Logs),
-    /// Show what happened to backends: starts, crashes, retries, refusals, stops.
+    /// Show what happened to backends and processes: starts, crashes, refusals, ends.
     #[command(after_help = "\
 The broker keeps the last 1000 events of its life in memory. With --json each is an object on a line
 of its own.
@@ -197,10 +227,13 @@ Examples:
     Reload,
     /// Stop every backend, then the broker, and wait until it is gone.
     #[command(after_help = "\
+Processes go on in any case, and so do backends with --handover: the next broker finds them.
+
 Examples:
   brokerctl shutdown
-  brokerctl shutdown --timeout 30s")]
-    Shutdown,
+  brokerctl shutdown --timeout 30s
+  brokerctl shutdown --handover          then start another broker, such as a newer one")]
+    Shutdown(Shutdown),
     /// Show what the broker does, with real processes; leaves nothing behind.
     #[command(after_help = "\
 It runs in a temporary folder. Every statement that it prints was measured; it exits with 1 if one
@@ -221,118 +254,8 @@ Examples:
     },
 }
 
-/// One backend that a client asks for.
-#[derive(Debug, Clone, Args)]
-pub(super) struct Wanted {
-    /// The service, a version requirement such as ^7, and an instance
-    #[arg(value_name = "SERVICE[@REQ][/INSTANCE]")]
-    pub(super) backend: Address,
-    #[command(flatten)]
-    pub(super) instance: Instance,
-    #[command(flatten)]
-    pub(super) keeping: Keeping,
-    #[command(flatten)]
-    pub(super) starting: Starting,
-}
-
-#[derive(Debug, Clone, Default, Args)]
-pub(super) struct Instance {
-    /// The instance, unless the name says it
-    #[arg(short, long, value_name = "INSTANCE")]
-    pub(super) instance: Option<InstanceName>,
-}
-
-/// Several backends that an operator asks for.
-#[derive(Debug, Clone, Args)]
-pub(super) struct Started {
-    /// The service, a version requirement such as ^7, and an instance
-    #[arg(value_name = "SERVICE[@REQ][/INSTANCE]", required = true)]
-    pub(super) backends: Vec<Address>,
-    #[command(flatten)]
-    pub(super) instance: Instance,
-}
-
-/// Backends that exist.
-#[derive(Debug, Clone, Args)]
-#[command(group = ArgGroup::new("which").required(true).args(["backends", "all"]))]
-pub(super) struct Selected {
-    /// The service, a version requirement such as ^7, and an instance
-    #[arg(value_name = "SERVICE[@REQ][/INSTANCE]")]
-    pub(super) backends: Vec<Address>,
-    /// All backends, or all of the instance
-    #[arg(short, long)]
-    pub(super) all: bool,
-    #[command(flatten)]
-    pub(super) instance: Instance,
-}
-
-/// Backends that exist; none named means all.
-#[derive(Debug, Clone, Args)]
-pub(super) struct Filter {
-    /// Only these; a part that is left out matches all
-    #[arg(value_name = "SERVICE[@REQ][/INSTANCE]")]
-    pub(super) backends: Vec<Address>,
-    #[command(flatten)]
-    pub(super) instance: Instance,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Exec {
-    #[command(flatten)]
-    pub(super) wanted: Wanted,
-    /// The command and its arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(super) command: Vec<std::ffi::OsString>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Logs {
-    #[command(flatten)]
-    pub(super) filter: Filter,
-    /// Go on printing what is written, over restarts
-    #[arg(short, long)]
-    pub(super) follow: bool,
-    /// Begin with the last LINES lines of each log
-    #[arg(short = 'n', long, value_name = "LINES", default_value_t = 50)]
-    pub(super) lines: usize,
-    /// Print the logs of earlier starts too
-    #[arg(short, long)]
-    pub(super) previous: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Events {
-    #[command(flatten)]
-    pub(super) filter: Filter,
-    #[command(flatten)]
-    pub(super) keeping: Keeping,
-    /// Go on printing what happens
-    #[arg(short, long)]
-    pub(super) follow: bool,
-    /// Begin with the last LINES events [default: 50, or all that --since admits]
-    #[arg(short = 'n', long, value_name = "LINES")]
-    pub(super) lines: Option<usize>,
-    /// Begin with what happened in this last while, such as 10m or 1h30m
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub(super) since: Option<Duration>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Check {
-    /// Service files, or directories of them [default: the broker's own]
-    #[arg(value_name = "FILE|DIR")]
-    pub(super) paths: Vec<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Demo {
-    /// Keep the temporary folder
-    #[arg(long)]
-    pub(super) keep: bool,
-}
-
 /// Reads `500ms`, `10s`, `2m`, `1h30m`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(in crate::ctl) fn duration(text: &str) -> Result<Duration, String> {
     if text.parse::<f64>().is_ok() {
         return Err(format!("a unit is missing: write {text}s or {text}ms"));
     }
