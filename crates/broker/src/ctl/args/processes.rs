@@ -15,8 +15,8 @@ pub(super) const RUN_USAGE: &str = "brokerctl run [OPTIONS] -- <COMMAND>...
 
 pub(super) const RUN_HELP: &str = "\
 The broker runs the command, and goes on if it is restarted or killed meanwhile; if the machine dies
-with the command, it is run again, at most --max-attempts times. BROKER_ATTEMPT in its environment
-says which time this is.
+with the command, it is run again, at most --max-attempts times. BROKER_PROCESS_ATTEMPT in its
+environment says which time this is.
 
 The same id with the same content is the same process: whoever runs it again follows it, or sees
 how it ended. Without --detach its output is shown, and this command ends as it does: with its exit
