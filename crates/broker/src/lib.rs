@@ -10,6 +10,7 @@ mod daemon;
 mod documents;
 mod net;
 mod process;
+mod reaper;
 mod services;
 mod store;
 
