@@ -17,6 +17,7 @@ use super::events::Events;
 use super::hosted::Hosted;
 use super::mains::Mains;
 use super::places::Places;
+use super::processes::Processes;
 use super::session::{Session, SessionId};
 use super::watches::Watches;
 use super::work::Report;
@@ -74,6 +75,7 @@ pub(super) struct Driver {
     pub(super) sessions: HashMap<SessionId, Connected>,
     pub(super) sessions_of_user: HashMap<u32, usize>,
     pub(super) watches: Watches,
+    pub(super) processes: Processes,
     pub(super) mains: Mains,
     pub(super) pool: SpawnPool,
     pub(super) reports: mpsc::Sender<Report>,
@@ -103,12 +105,13 @@ pub(super) struct Parts {
     pub(super) watches: Watches,
     pub(super) timer: Rc<Timer>,
     pub(super) listener: Rc<Listener>,
+    pub(super) processes: Processes,
     pub(super) reports: mpsc::Sender<Report>,
 }
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Shared {
-        let Parts { config, nofile_soft, places, catalog, watches, timer, listener, reports } = parts;
+        let Parts { config, nofile_soft, places, catalog, watches, timer, listener, processes, reports } = parts;
         let began = now();
         let idle_exit = IdleExit::new(began, config.idle_exit);
         Rc::new_cyclic(|me| {
@@ -127,6 +130,7 @@ impl Driver {
                 sessions: HashMap::new(),
                 sessions_of_user: HashMap::new(),
                 watches,
+                processes,
                 mains: Mains::default(),
                 pool: SpawnPool::new(),
                 reports,
@@ -236,6 +240,7 @@ impl Driver {
             self.dispatch(id, Event::Stop(None));
         }
         self.end_waits();
+        self.leave_processes();
         self.leave_if_empty();
     }
 

@@ -21,6 +21,7 @@ mod ownership;
 mod peer;
 mod perform;
 mod places;
+mod processes;
 mod reload;
 mod report;
 mod requests;
@@ -50,13 +51,16 @@ use self::detach::{Launcher, Side, detach};
 use self::driver::{Driver, Parts, Shared};
 use self::ownership::{Ownership, OwnershipError};
 use self::places::Places;
+use self::processes::Processes;
 use self::signals::{Request, Signals};
 use self::watches::Watches;
 use self::work::Report;
 use crate::config::{Config, ConfigError, Options, Surroundings};
 use crate::core::backend::Event;
 use crate::process::orphans::reap_orphans;
+use crate::reaper;
 use crate::services::Catalog;
+use crate::store::StoreError;
 
 /// Reports of worker threads that wait to be read. A thread that finds it full waits, and nobody else does.
 const REPORTS_MAX: usize = 1024;
@@ -76,6 +80,8 @@ enum Fatal {
     Log(#[from] log::LogError),
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("cannot {what}")]
     System {
         what: &'static str,
@@ -90,6 +96,11 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> Fatal {
 
 /// Runs the broker with a command line, the program's name first, until it is told to end.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A reaper is to stay small: nothing is set up before this.
+    if let Some(code) = reaper::play(&arguments) {
+        return code;
+    }
     let args = match Args::try_parse_from(arguments) {
         Ok(args) => args,
         Err(error) => {
@@ -104,7 +115,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             print_chain(&error);
             match error {
                 Fatal::Ownership(OwnershipError::Taken { .. }) => ExitCode::from(EXIT_TAKEN),
-                Fatal::Config(_) | Fatal::Log(_) | Fatal::Ownership(_) | Fatal::System { .. } => ExitCode::FAILURE,
+                Fatal::Config(_) | Fatal::Log(_) | Fatal::Ownership(_) | Fatal::Store(_) | Fatal::System { .. } => {
+                    ExitCode::FAILURE
+                }
             }
         }
     }
@@ -177,6 +190,7 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
     let appearances = watches.readiness();
     let (socket, services) = (config.socket.clone(), catalog.services.len());
     let listener = Rc::new(listener);
+    let processes = Processes::new(&config, nofile_soft, reports.clone())?;
     let driver = Driver::new(Parts {
         config,
         nofile_soft,
@@ -185,6 +199,7 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
         watches,
         timer: Rc::clone(&timer),
         listener: Rc::clone(&listener),
+        processes,
         reports,
     });
     driver.borrow().arm();
@@ -215,6 +230,9 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
             () = empty.notified() => break,
         }
     }
+    // Nobody reads reports any more, so nobody may wait for that.
+    drop(reported);
+    driver.borrow_mut().processes.stop();
     tracing::info!("ended");
     driver.borrow().remove_sockets();
     ownership.leave();
@@ -264,6 +282,7 @@ fn take_report(driver: &Shared, report: Report) {
                 session.refuse(request_id, refusal);
             }
         }
+        Report::Process(news) => driver.process_news(news),
         Report::Done => {}
     }
 }

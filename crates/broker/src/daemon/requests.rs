@@ -205,7 +205,10 @@ impl Driver {
                 self.forget_doubt(asked.backend, ticket);
                 self.dispatch(asked.backend, Event::Withdraw(ticket));
             }
-            None => self.events.forget(ticket),
+            None => {
+                self.events.forget(ticket);
+                self.forget_process_wait(ticket);
+            }
         }
     }
 }

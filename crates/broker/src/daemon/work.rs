@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use super::hosted::{Held, Launched, Main};
 use super::mains::Mains;
 use super::places::make_private;
+use super::processes::News;
 use super::session::SessionId;
 use crate::core::backend::{RETRY_HINT, Trace};
 use crate::core::millis_up;
@@ -70,6 +71,8 @@ pub(super) enum Report {
         request_id: RequestId,
         refusal: Refusal,
     },
+    /// What the keeper of durable processes tells.
+    Process(News),
     /// Nothing but that the work is done.
     Done,
 }
