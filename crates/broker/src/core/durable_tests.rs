@@ -1,5 +1,7 @@
 //! A durable process, as events in and effects out.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const START: Timestamp = Timestamp::from_nanos(1_000_000_000);
@@ -184,4 +186,160 @@ fn a_process_whose_folder_is_gone_has_failed() {
     let mut process = Durable::new(3, false);
     let effects = looked(&mut process, Found::Missing);
     assert!(matches!(effects[..], [Effect::Finish { verdict: Verdict::Failed, .. }]), "{effects:?}");
+}
+
+/// What can happen to a folder, its reapers and its owners.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// The launched reaper gets the lock, if it is free.
+    Begin,
+    /// The launched reaper ends before it begins.
+    Decline,
+    /// The running attempt ends.
+    End(Option<i32>),
+    /// The running reaper is killed.
+    Lose,
+    /// This owner dies; the next one comes.
+    NewOwner,
+    /// The owner hears what its descriptors say.
+    Hear,
+    /// Somebody cancels.
+    Cancel,
+    Pass(u32),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => Just(Step::Begin),
+        1 => Just(Step::Decline),
+        2 => prop_oneof![Just(None), (0..3).prop_map(Some)].prop_map(Step::End),
+        2 => Just(Step::Lose),
+        2 => Just(Step::NewOwner),
+        4 => Just(Step::Hear),
+        1 => Just(Step::Cancel),
+        4 => (1..20_000_u32).prop_map(Step::Pass),
+    ];
+    proptest::collection::vec(step, 0..120)
+}
+
+/// The folder as reapers leave it, with the rules that they keep.
+#[derive(Debug, Default)]
+struct Model {
+    begun: u32,
+    running: bool,
+    outcome: Option<(u32, Ended)>,
+    cancelled: bool,
+    /// Reapers on their way, by their attempts: those of former owners, too.
+    launched: Vec<u32>,
+    finished: Option<(u32, Verdict, Ended)>,
+}
+
+impl Model {
+    fn look(&self) -> Found {
+        match &self.outcome {
+            _ if self.running => Found::Runs { attempt: self.begun },
+            Some((attempt, ended)) if *attempt == self.begun => {
+                Found::Ended { attempt: *attempt, ended: ended.clone() }
+            }
+            _ => Found::Free { attempts: self.begun },
+        }
+    }
+
+    fn end(&mut self, ended: Ended) {
+        self.running = false;
+        self.outcome = Some((self.begun, ended));
+    }
+
+    fn is_final(&self) -> bool {
+        self.outcome.as_ref().is_some_and(|(_, ended)| ended.is_final())
+    }
+
+    fn perform(&mut self, process: &mut Durable, now: Timestamp, first: Option<Event>) {
+        let mut events: Vec<Event> = first.into_iter().collect();
+        while let Some(event) = events.pop() {
+            let mut effects = Vec::new();
+            process.handle(now, event, &mut effects);
+            for effect in effects {
+                match effect {
+                    Effect::Look => events.push(Event::Looked(self.look())),
+                    Effect::Launch { attempt } => self.launched.push(attempt),
+                    Effect::Watch { attempt, .. } => assert!(self.running && attempt == self.begun),
+                    Effect::AskToEnd => {
+                        assert!(self.cancelled);
+                        // One that has ended meanwhile does not hear it.
+                        if self.running {
+                            self.end(ended_by(EndedBy::Cancel));
+                        }
+                    }
+                    Effect::Lost { attempt } => assert!(!self.running && attempt <= self.begun),
+                    Effect::Finish { attempt, verdict, ended } => {
+                        assert!(!self.running && self.finished.is_none(), "an end is written once");
+                        self.finished = Some((attempt, verdict, ended));
+                        process.close();
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    /// However owners, reapers and attempts come and go: never more starts than allowed, never one after the end, and the
+    /// real outcome is what is stored.
+    #[test]
+    fn a_process_is_started_as_often_as_allowed_and_never_after_its_end(steps in steps(), max_attempts in 1..4_u32) {
+        let (mut model, mut now) = (Model::default(), START);
+        let mut process = Durable::new(max_attempts, false);
+        model.perform(&mut process, now, Some(Event::Looked(Found::Free { attempts: 0 })));
+        for step in steps {
+            match step {
+                Step::Begin => if let Some(attempt) = model.launched.pop()
+                    && !model.running && attempt > model.begun && !model.is_final()
+                {
+                    prop_assert!(model.finished.is_none() || model.cancelled);
+                    model.begun = attempt;
+                    model.running = true;
+                    if model.cancelled {
+                        model.end(ended_by(EndedBy::Cancel));
+                    }
+                    prop_assert!(model.begun <= max_attempts);
+                },
+                Step::Decline => drop(model.launched.pop()),
+                Step::End(code) if model.running => model.end(match code {
+                    Some(code) => exited(code),
+                    None => ended_by(EndedBy::Interrupted),
+                }),
+                Step::Lose => model.running = false,
+                Step::NewOwner if model.finished.is_none() => {
+                    process = Durable::new(max_attempts, model.cancelled);
+                    let found = model.look();
+                    model.perform(&mut process, now, Some(Event::Looked(found)));
+                }
+                Step::Hear => {
+                    // Nothing is heard while a reaper is on its way or runs.
+                    let event = if model.running { Event::Announced } else { Event::ReaperEnded };
+                    if model.running || model.launched.is_empty() {
+                        model.perform(&mut process, now, Some(event));
+                    }
+                }
+                Step::Cancel if model.finished.is_none() => {
+                    model.cancelled = true;
+                    model.perform(&mut process, now, Some(Event::Cancelled));
+                }
+                Step::Pass(ms) => {
+                    now = now + Duration::from_millis(ms.into());
+                    if process.next_deadline().is_some_and(|due| due <= now) {
+                        model.perform(&mut process, now, Some(Event::Tick));
+                    }
+                }
+                Step::End(_) | Step::NewOwner | Step::Cancel => {}
+            }
+            if let (Some((_, ended)), Some((attempt, verdict, stored))) = (&model.outcome, &model.finished)
+                && ended.is_final() && *attempt == model.begun && ended.ended_by != EndedBy::Cancel
+            {
+                prop_assert_eq!(stored, ended);
+                prop_assert_eq!(*verdict == Verdict::Succeeded, ended.exit_code == Some(0));
+            }
+        }
+    }
 }
