@@ -37,6 +37,8 @@ pub(crate) struct Spec {
     pub(crate) stop_signal: i32,
     /// From `stop_signal` to SIGKILL.
     pub(crate) stop_timeout_ms: u64,
+    /// What the store says of the process, for a store that was lost. It means nothing to a reaper.
+    pub(crate) record: String,
 }
 
 /// A process, told apart from a later one with the same number.
@@ -69,6 +71,13 @@ pub(crate) struct Attempt {
     /// The command, once it is executed.
     pub(crate) command: Option<Who>,
     pub(crate) started_at: String,
+}
+
+/// Somebody asked for the end.
+#[derive(Debug, Serialize, Deserialize)]
+struct Cancel {
+    reason: String,
+    requested_at: String,
 }
 
 /// How an attempt ended.
@@ -136,27 +145,41 @@ impl Folder {
         self.read("outcome.json")
     }
 
+    /// Why somebody asked for its end.
+    pub(crate) fn cancel_reason(&self) -> Option<String> {
+        let cancel: Option<Cancel> = self.read("cancel.json").ok()?;
+        cancel.map(|cancel| cancel.reason)
+    }
+
     /// Whether somebody asked for its end.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.file("cancel.json").exists()
     }
 
+    /// Writes the spec. [`Self::sync`] lets it outlive a power failure.
     pub(crate) fn write_spec(&self, spec: &Spec) -> io::Result<()> {
-        self.write("spec.json", spec, true)
+        fs::write(self.file("spec.json"), serde_json::to_vec(spec)?)
     }
 
-    pub(super) fn write_attempt(&self, attempt: &Attempt, durable: bool) -> io::Result<()> {
-        self.write("attempt.json", attempt, durable)
+    /// Waits until a new folder and its spec are on the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        File::open(self.file("spec.json"))?.sync_all()?;
+        File::open(&self.0)?.sync_all()?;
+        self.0.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    }
+
+    pub(super) fn write_attempt(&self, attempt: &Attempt) -> io::Result<()> {
+        self.write("attempt.json", attempt)
     }
 
     pub(crate) fn write_cancel(&self, reason: &str) -> io::Result<()> {
-        self.write("cancel.json", &serde_json::json!({ "reason": reason, "requested_at": utc_now() }), true)
+        self.write("cancel.json", &Cancel { reason: reason.to_owned(), requested_at: utc_now() })
     }
 
     /// Writes the outcome, and does not give up: as long as it is not written the lock is held, so nobody runs the
     /// process again.
     pub(super) fn write_outcome_patiently(&self, outcome: &Outcome) {
-        while let Err(error) = self.write("outcome.json", outcome, true) {
+        while let Err(error) = self.write("outcome.json", outcome) {
             if error.kind() == io::ErrorKind::NotFound {
                 // The folder was removed by force: nobody wants to know.
                 return;
@@ -173,18 +196,18 @@ impl Folder {
         }
     }
 
-    /// Replaces a document. A durable one outlives a power failure.
-    fn write(&self, name: &str, document: &impl Serialize, durable: bool) -> io::Result<()> {
+    /// Replaces a document. It outlives a power failure.
+    fn write(&self, name: &str, document: &impl Serialize) -> io::Result<()> {
         let bytes = serde_json::to_vec(document)?;
         // Two may write the same one at the same time, each a whole one.
         let draft = self.file(&format!(".{name}.{}", Pid::this()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        let written = file.write_all(&bytes).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
+        let written = file.write_all(&bytes).and_then(|()| file.sync_all());
         if let Err(error) = written.and_then(|()| fs::rename(&draft, self.file(name))) {
             let _ = fs::remove_file(&draft);
             return Err(error);
         }
-        if durable { File::open(&self.0)?.sync_all() } else { Ok(()) }
+        File::open(&self.0)?.sync_all()
     }
 }
 

@@ -48,7 +48,6 @@ pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Vec<Pid> {
     let mut ended = Vec::new();
     loop {
         let found = look(&is_of_it);
-        let fresh = found.iter().any(|(identity, _)| !ended.contains(&identity.pid));
         for pidfd in found.values() {
             let _ = pidfd_signal(pidfd.as_fd(), Signal::SIGKILL);
         }
@@ -58,7 +57,7 @@ pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Vec<Pid> {
                 ended.push(identity.pid);
             }
         }
-        if found.is_empty() || (!fresh && Instant::now() >= deadline) {
+        if found.is_empty() || Instant::now() >= deadline {
             return ended;
         }
     }

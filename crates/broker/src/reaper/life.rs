@@ -31,6 +31,10 @@ const EXIT_NOT_EXECUTABLE: i32 = 126;
 /// How long killed processes are waited for before the outcome is written without them.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the end of a command by a signal is not believed to be its own affair: whoever takes a machine or a control
+/// group down needs some time to tell all processes.
+const SHUTDOWN_SPREAD: Duration = Duration::from_millis(100);
+
 /// How long one round of killing waits before it looks again for what was born meanwhile.
 const ROUND: Duration = Duration::from_millis(20);
 
@@ -152,6 +156,10 @@ pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals
             }
         }
     }
+    let mut ended_by = stopping.map_or(EndedBy::None, |stopping| stopping.why);
+    if ended_by == EndedBy::None && was_interrupted(command, signals) {
+        ended_by = if folder.is_cancelled() { EndedBy::Cancel } else { EndedBy::Interrupted };
+    }
     end_everything(command);
     let exit = reap(&command.pidfd).ok().flatten().unwrap_or(Exit::Unknown);
     let (exit_code, signal) = match exit {
@@ -159,7 +167,30 @@ pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals
         Exit::Signal { number, .. } => (None, Some(number)),
         Exit::Unknown => (None, None),
     };
-    Ended { exit_code, signal, ended_by: stopping.map_or(EndedBy::None, |stopping| stopping.why), reason: None }
+    Ended { exit_code, signal, ended_by, reason: None }
+}
+
+/// Whether a command that failed was told to end together with its reaper: a machine that goes down tells all processes,
+/// and the command may be quicker.
+fn was_interrupted(command: &Spawned, signals: &Signals) -> bool {
+    const TERMINATED: i32 = 128 + Signal::SIGTERM as i32;
+    let patience = match peek(command.pidfd.as_fd()) {
+        Ok(Some(exit)) if exit.is_success() => return false,
+        Ok(Some(Exit::Signal { .. } | Exit::Code(TERMINATED))) => SHUTDOWN_SPREAD,
+        _ => Duration::ZERO,
+    };
+    let due = Instant::now() + patience;
+    loop {
+        if signals.terminated() {
+            return true;
+        }
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        let timeout = PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::ZERO);
+        let _ = poll(&mut [PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)], timeout);
+    }
 }
 
 /// Sleeps until something happens or the time has come.

@@ -76,7 +76,7 @@ fn reap(folder: &Folder, attempt: u32, token: i64) -> Result<(), Declined> {
         command: None,
         started_at: utc_now(),
     };
-    folder.write_attempt(&begun, true)?;
+    folder.write_attempt(&begun)?;
     // Whoever cancels writes first and looks for a reaper then; this looks after it was written down. One of the two sees
     // the other.
     let ended = if folder.is_cancelled() {
@@ -86,7 +86,7 @@ fn reap(folder: &Folder, attempt: u32, token: i64) -> Result<(), Declined> {
             Ok(command) => {
                 begun.command = Identity::of(command.pid).ok().flatten().map(Who::from);
                 // For those who look; nothing depends on it.
-                let _ = folder.write_attempt(&begun, false);
+                let _ = folder.write_attempt(&begun);
                 announce();
                 life::supervise(folder, &spec, &command, &signals)
             }

@@ -16,22 +16,26 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc::Sender;
 
+use super::claims::Swept;
 use super::orders::{Happening, News, Order};
 use super::record::{Owner, Record};
-use super::records::{Records, Swept};
+use super::records::Records;
+use super::store::{Place, chain};
 use super::waits::Waits;
 use crate::core::Timestamp;
 use crate::core::durable::{Durable, Event};
-use crate::core::lease::{Me, renewal};
+use crate::core::lease::renewal;
 use crate::daemon::telling;
 use crate::daemon::work::Report;
 use crate::process::boot::since_boot;
 use crate::process::kernel::{has_ended, reap};
 use crate::reaper::folder::Folder;
-use crate::store::StoreError;
 
 /// How soon the store is tried again that could not be written.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// How soon a store is tried again that could not be opened, while nobody asks for it.
+const OPEN_AGAIN: Duration = Duration::from_secs(30);
 
 /// How often the store is looked at for others' writes, while somebody waits for a process that this broker does not run.
 const LOOK_AT_OTHERS: Duration = Duration::from_millis(200);
@@ -41,10 +45,7 @@ pub(super) struct Parts {
     /// The parent of the processes' folders.
     pub(super) folders: PathBuf,
     pub(super) records: Option<Records>,
-    pub(super) open: Box<dyn Fn() -> Result<Records, StoreError> + Send>,
-    pub(super) me: Me,
-    pub(super) owner: Owner,
-    pub(super) lease: Duration,
+    pub(super) place: Place,
     /// Others may use the store, too.
     pub(super) is_shared: bool,
     /// The most processes that this broker runs at once.
@@ -216,10 +217,7 @@ impl Keeper {
     /// The store, opened anew if it could not be before.
     pub(super) fn records(&mut self) -> Result<&mut Records, Box<Refusal>> {
         if self.parts.records.is_none() {
-            let records = (self.parts.open)().map_err(|error| {
-                let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-                Box::new(telling::fault(&format!("{error}{source}")))
-            })?;
+            let records = self.parts.place.open().map_err(|error| Box::new(telling::fault(&chain(&error))))?;
             self.parts.records = Some(records);
             self.sweep_at = Some(now());
         }
@@ -233,9 +231,9 @@ impl Keeper {
     /// Claims what is to be claimed, and remembers when to look again.
     fn sweep(&mut self) {
         let room = self.room();
-        let (me, owner) = (self.parts.me.clone(), self.parts.owner.clone());
+        let Place { me, owner, lease, .. } = self.parts.place.clone();
         let Ok(records) = self.records() else {
-            self.sweep_at = Some(now() + STORE_AGAIN);
+            self.sweep_at = Some(now() + OPEN_AGAIN);
             return;
         };
         let swept = match records.sweep(room, &mut |other| super::owner::seen(&owner, other)) {
@@ -252,7 +250,7 @@ impl Keeper {
         self.sweep_at = look_again_at.map(at_millis);
         if self.parts.is_shared {
             // Others register, too.
-            let at = now() + self.parts.lease;
+            let at = now() + lease;
             self.sweep_at = Some(self.sweep_at.map_or(at, |other| other.min(at)));
         }
         if let Some(at) = renew_at.map(at_millis) {
@@ -306,7 +304,7 @@ impl Keeper {
         if self.live.is_empty() {
             return;
         }
-        let again = now() + self.parts.lease / 3;
+        let again = now() + self.parts.place.lease / 3;
         let expected = self.live.len();
         match self.records().map(Records::renew) {
             Ok(Ok(renewed)) => {

@@ -61,6 +61,7 @@ impl Keeper {
             }
             Effect::Lost { attempt } => {
                 tracing::warn!(process = %id, attempt, "an attempt was lost");
+                self.say_started(id, attempt);
                 self.tell(id, Happening::Lost { attempt });
                 None
             }
@@ -112,14 +113,21 @@ impl Keeper {
         }
     }
 
+    /// Tells of the start of an attempt that was over before it was seen to run.
+    fn say_started(&mut self, id: &ProcessId, attempt: u32) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        if live.launched == Some(attempt) && live.said < attempt {
+            live.said = attempt;
+            let pid = live.pid;
+            self.tell(id, Happening::Started { attempt, pid });
+        }
+    }
+
     fn finish(&mut self, id: &ProcessId, attempt: u32, verdict: Verdict, ended: &Ended) -> Option<Event> {
         let live = self.live.get(id)?;
         let token = live.fencing_token;
         let ended_at = live.ended_at.clone().unwrap_or_else(utc_now);
-        if live.launched == Some(attempt) && live.said < attempt {
-            let pid = live.pid;
-            self.tell(id, Happening::Started { attempt, pid });
-        }
+        self.say_started(id, attempt);
         let Ok(records) = self.records() else { return Some(Event::Hindered) };
         match records.finish(id, token, attempt, verdict, ended, &ended_at) {
             Ok(true) => {

@@ -69,13 +69,14 @@ fn try_look(folder: &Folder) -> io::Result<Look> {
             ..Look::only(Found::Ended { attempt: outcome.attempt, ended: outcome.ended })
         });
     }
+    let pid = attempt.as_ref().and_then(|attempt| attempt.command).map(|command| command.pid);
     if let Some(attempt) = attempt {
         let ended = end_leftovers(folder, &attempt);
         if !ended.is_empty() {
             tracing::warn!(folder = %folder.path().display(), ?ended, "ended what a lost attempt left");
         }
     }
-    Ok(Look::only(Found::Free { attempts }))
+    Ok(Look { pid, ..Look::only(Found::Free { attempts }) })
 }
 
 /// Opens the reaper of an attempt, if it runs: the same number, start time and boot.
@@ -148,17 +149,13 @@ pub(super) fn launch(
     Ok(Launched { reaper: spawn(&command)?, announcement })
 }
 
-/// Makes the folder of a new process. What an earlier one of that id left, of which no record tells, gives way.
+/// Makes the folder of a new process, which remains to be synced. What an earlier one of that id left, of which no record tells, gives way.
 pub(super) fn make_folder(folder: &Folder, spec: &Spec) -> Result<(), RecordError> {
     if folder.path().exists() {
         remove_folder(folder)?;
     }
     DirBuilder::new().mode(0o700).create(folder.path())?;
-    folder.write_spec(spec)?;
-    if let Some(parent) = folder.path().parent() {
-        File::open(parent)?.sync_all()?;
-    }
-    Ok(())
+    Ok(folder.write_spec(spec)?)
 }
 
 /// Removes the folder of a process that has ended.

@@ -4,6 +4,7 @@
 //! as there is a store; its answers find their sessions. A process is run by its reaper ([`crate::reaper`]), which needs
 //! no broker.
 
+mod claims;
 mod documents;
 mod keeper;
 mod keeping;
@@ -14,11 +15,11 @@ mod record;
 mod records;
 mod requests;
 mod spec;
+mod store;
 mod waits;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
@@ -35,16 +36,16 @@ use self::orders::{Asker, Order};
 pub(super) use self::orders::{Happening, News};
 use self::records::Records;
 use self::spec::{Program, Registration, malformed};
+use self::store::{OpenError, Place, chain};
 use super::admin::reply;
 use super::driver::Driver;
 use super::hosted::Task;
-use super::places::make_private;
 use super::session::{Session, SessionId};
 use super::work::Report;
 use crate::config::{self, Config};
 use crate::core::backend::{RETRY_HINT, Ticket};
 use crate::core::millis_up;
-use crate::store::{StoreError, set_aside};
+use crate::store::StoreError;
 
 /// Orders that wait to be read. The keeper stores what it is told to run, so its pace is the disk's.
 const ORDERS_MAX: usize = 4096;
@@ -94,55 +95,45 @@ impl Processes {
             waits: HashMap::new(),
             live: Arc::default(),
         };
-        if processes.database().exists() || processes.is_shared {
-            match processes.start() {
-                Err(StartError::Store(error @ StoreError::Newer { .. })) => return Err(error),
+        if processes.has_store() {
+            let place = processes.place().map_err(StartError::Facts);
+            let records = place.and_then(|place| place.open().map_err(StartError::Open));
+            match records {
+                Err(StartError::Open(OpenError::Store(error @ StoreError::Newer { .. }))) => return Err(error),
                 Err(error) => tracing::error!(error = %chain(&error), "durable processes cannot be run for now"),
-                Ok(()) => {}
+                Ok(records) => {
+                    if let Err(error) = processes.start(Some(records)) {
+                        tracing::error!(error = %chain(&error), "durable processes cannot be run for now");
+                    }
+                }
             }
         }
         Ok(processes)
     }
 
-    fn database(&self) -> PathBuf {
-        self.settings.store.join("processes.db")
+    /// Whether there is a store, or is to be one.
+    fn has_store(&self) -> bool {
+        self.is_shared || store::database(&self.settings.store).exists()
     }
 
-    fn start(&mut self) -> Result<(), StartError> {
-        let folders = self.settings.store.join("runs");
-        make_private(&folders, None).map_err(StartError::Folder)?;
-        // As the kernel names it, so that who writes below it can be told by that.
-        let folders = folders.canonicalize().map_err(StartError::Folder)?;
-        let (me, owner) = owner::me().map_err(StartError::Folder)?;
-        let path = self.database();
-        let lease = self.settings.lease;
-        let open = {
-            let (path, me, owner) = (path.clone(), me.clone(), owner.clone());
-            move || match Records::open(&path, me.clone(), owner.clone(), lease) {
-                Err(StoreError::Damaged { source, .. }) => {
-                    let aside = set_aside(&path).map_err(|error| {
-                        tracing::error!(%error, path = %path.display(), "the damaged store cannot be set aside");
-                    });
-                    tracing::error!(
-                        error = %source, aside = ?aside.ok(),
-                        "the store of durable processes was damaged and is begun anew; what runs goes on without a record"
-                    );
-                    Records::open(&path, me.clone(), owner.clone(), lease)
-                }
-                result => result,
-            }
+    fn place(&self) -> io::Result<Place> {
+        let (me, owner) = owner::me()?;
+        Ok(Place { store: self.settings.store.clone(), me, owner, lease: self.settings.lease })
+    }
+
+    /// Starts the keeper, which opens the store itself if it is not open yet: nobody else waits for that.
+    fn start(&mut self, records: Option<Records>) -> Result<(), StartError> {
+        let place = match &records {
+            Some(records) => records.place(),
+            None => self.place().map_err(StartError::Facts)?,
         };
-        let records = open().map_err(StartError::Store)?;
-        let wake =
-            Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?);
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?;
+        let wake = Arc::new(wake);
         let (orders, received) = sync_channel(ORDERS_MAX);
         let keeper = Keeper::new(Parts {
-            folders,
-            records: Some(records),
-            open: Box::new(open),
-            me,
-            owner,
-            lease,
+            folders: place.folders(),
+            records,
+            place,
             is_shared: self.is_shared,
             concurrent: self.settings.concurrent,
             nofile_soft: self.nofile_soft,
@@ -189,22 +180,12 @@ impl Processes {
 /// Why there is no keeper.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
-    #[error("cannot make the folder of durable processes")]
-    Folder(#[source] io::Error),
+    #[error("cannot read the facts of this process")]
+    Facts(#[source] io::Error),
     #[error(transparent)]
-    Store(StoreError),
+    Open(OpenError),
     #[error("no thread for durable processes")]
     Thread(#[from] io::Error),
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 impl Driver {
@@ -221,8 +202,8 @@ impl Driver {
         if is_run {
             self.check_serving()?;
         }
-        if self.processes.keeper.is_none() && (is_run || self.processes.database().exists()) {
-            self.processes.start().map_err(|error| Box::new(super::telling::fault(&chain(&error))))?;
+        if self.processes.keeper.is_none() && (is_run || self.processes.has_store()) {
+            self.processes.start(None).map_err(|error| Box::new(super::telling::fault(&chain(&error))))?;
         }
         let has_keeper = self.processes.keeper.is_some();
         match request {

@@ -1,21 +1,18 @@
 //! The records of durable processes in SQLite, shared by every broker that is given the same store.
 //!
 //! A write of an owner names its fencing token, so one that was passed over changes nothing; an end is written once.
-//! Decides nothing: who may claim what is `core::lease`'s affair.
+//! How owners come and go is in `claims`.
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
-use std::time::Duration;
 
 use broker_proto::ProcessId;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::record::{Owner, Record, State, get, select, text};
+use super::record::{Record, State, get, select, text};
 use super::spec::Registration;
+use super::store::{Place, database};
 use crate::core::durable::{Ended, Verdict};
-use crate::core::lease::{Decision, Lease, Me, Seen, decide};
-use crate::core::millis;
-use crate::process::boot::since_boot;
 use crate::reaper::folder::utc_now;
 use crate::store::{Durability, Schema, StoreError, open};
 
@@ -67,20 +64,6 @@ pub(super) enum RecordError {
     Store(#[from] rusqlite::Error),
 }
 
-/// What a sweep found.
-#[derive(Debug, Default)]
-pub(super) struct Swept {
-    /// Ours, as of now or before.
-    pub(super) ours: Vec<Record>,
-    /// When the first of our leases is due, in milliseconds since the boot.
-    pub(super) renew_at: Option<u64>,
-    /// Others' and when the first of their leases ends.
-    pub(super) owners: Vec<Owner>,
-    pub(super) look_again_at: Option<u64>,
-    /// Whether more wait to be run than were asked for.
-    pub(super) more: bool,
-}
-
 /// What a cancellation found.
 #[derive(Debug)]
 pub(super) enum Cancelled {
@@ -94,18 +77,46 @@ pub(super) enum Cancelled {
 }
 
 pub(super) struct Records {
-    connection: Connection,
-    me: Me,
-    owner: Owner,
-    life: Duration,
+    pub(super) connection: Connection,
+    pub(super) place: Place,
 }
 
 impl Records {
-    pub(super) fn open(path: &Path, me: Me, owner: Owner, life: Duration) -> Result<Self, StoreError> {
-        Ok(Self { connection: open(path, &SCHEMA)?, me, owner, life })
+    /// Opens the database of a place.
+    ///
+    /// What must outlive a power failure is synced after its commit and not within it: a broker that is stopped while it
+    /// has the write lock keeps all others from writing, and most of a commit's time is its sync.
+    pub(super) fn open(place: &Place) -> Result<Self, StoreError> {
+        let path = database(&place.store);
+        let connection = open(&path, &SCHEMA)?;
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(|source| StoreError::Unusable {
+            what: SCHEMA.what,
+            path,
+            source,
+        })?;
+        Ok(Self { connection, place: place.clone() })
     }
 
-    fn write<T, E: From<rusqlite::Error>>(
+    /// Waits until all commits so far would outlive a power failure.
+    fn sync(&self) -> rusqlite::Result<()> {
+        let mut log = database(&self.place.store).into_os_string();
+        log.push("-wal");
+        // SQLite has no lock on this file, which closing it would give up.
+        match File::open(log).and_then(|log| log.sync_data()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let failure = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR);
+                Err(rusqlite::Error::SqliteFailure(failure, Some(error.to_string())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whose it is.
+    pub(super) fn place(&self) -> Place {
+        self.place.clone()
+    }
+
+    pub(super) fn write<T, E: From<rusqlite::Error>>(
         &mut self,
         write: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
@@ -115,15 +126,17 @@ impl Records {
         Ok(written)
     }
 
-    /// Registers a process, or finds it. The folder is made while nobody else writes.
+    /// Registers a process, or finds it. The folder is made while nobody else writes, and is on the disk before the record
+    /// is.
     pub(super) fn register(
         &mut self,
         registration: &Registration,
         claims: bool,
         make_folder: impl FnOnce(i64) -> Result<(), RecordError>,
+        sync_folder: impl FnOnce() -> io::Result<()>,
     ) -> Result<(Record, bool), RecordError> {
         let claim = claims.then(|| self.claim());
-        self.write(|transaction| {
+        let (record, created) = self.write(|transaction| {
             if let Some(record) = get(transaction, &registration.id)? {
                 return Ok((record, false));
             }
@@ -133,18 +146,20 @@ impl Records {
             }
             let token = next_token(transaction)?;
             make_folder(token)?;
-            let Registration { id, asked, program } = registration;
-            transaction.execute(
-                "INSERT INTO processes (id, spec, program, state, attempt, max_attempts, registered_at, fencing_token)
-                 VALUES (?1, ?2, ?3, 'pending', 0, ?4, ?5, ?6)",
-                params![id.as_str(), text(asked)?, text(program)?, program.max_attempts, utc_now(), token],
-            )?;
+            insert(transaction, registration, token)?;
+            let id = &registration.id;
             if let Some(claim) = claim {
                 claim.write(transaction, id, token)?;
             }
             let record = get(transaction, id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-            Ok((record, true))
-        })
+            Ok::<_, RecordError>((record, true))
+        })?;
+        if created {
+            sync_folder()?;
+        }
+        // Also for one who is told that it was there: its record may have been written just now.
+        self.sync()?;
+        Ok((record, created))
     }
 
     pub(super) fn get(&self, id: &ProcessId) -> rusqlite::Result<Option<Record>> {
@@ -160,50 +175,6 @@ impl Records {
     pub(super) fn ids(&self) -> rusqlite::Result<Vec<String>> {
         let mut statement = self.connection.prepare("SELECT id FROM processes ORDER BY seq DESC")?;
         statement.query_map([], |row| row.get(0))?.collect()
-    }
-
-    /// Claims what is to be claimed: all that may run already, and of what waits as many as there is room for. What is
-    /// read and what is written is one transaction, so nobody comes between.
-    pub(super) fn sweep(&mut self, room: usize, seen: &mut dyn FnMut(&Owner) -> Seen) -> rusqlite::Result<Swept> {
-        let claim = self.claim();
-        let me = self.me.clone();
-        self.write(|transaction| {
-            let mut swept = Swept::default();
-            let room = i64::try_from(room).unwrap_or(i64::MAX);
-            let leased =
-                select(transaction, "WHERE state = 'running' OR (state = 'pending' AND lease_token NOT NULL)", [])?;
-            let mut waiting = select(
-                transaction,
-                "WHERE state = 'pending' AND lease_token IS NULL ORDER BY seq LIMIT ?1",
-                [room.saturating_add(1)],
-            )?;
-            swept.more = i64::try_from(waiting.len()).unwrap_or(i64::MAX) > room;
-            waiting.truncate(usize::try_from(room).unwrap_or(usize::MAX));
-            for record in leased.into_iter().chain(waiting) {
-                let lease = record.lease.as_ref();
-                let owner = lease.map_or(Seen::Unknown, |(_, owner)| seen(owner));
-                match decide(claim.now, &me, lease.map(|(lease, _)| lease), owner) {
-                    Decision::Claim => {
-                        let token = next_token(transaction)?;
-                        claim.write(transaction, &record.id, token)?;
-                        let lease = Some((claim.lease.clone(), claim.owner.clone()));
-                        swept.ours.push(Record { fencing_token: token, lease, ..record });
-                    }
-                    Decision::Mine { renew_at } => {
-                        swept.renew_at = Some(swept.renew_at.map_or(renew_at, |other| other.min(renew_at)));
-                        swept.ours.push(record);
-                    }
-                    Decision::Skip { look_again_at } => {
-                        let at = swept.look_again_at.map_or(look_again_at, |other| other.min(look_again_at));
-                        swept.look_again_at = Some(at);
-                        swept.owners.extend(record.lease.map(|(_, owner)| owner));
-                    }
-                }
-            }
-            swept.owners.sort_by_key(|owner| owner.pid);
-            swept.owners.dedup();
-            Ok(swept)
-        })
     }
 
     /// An attempt is about to be started; false if the record is not ours any more, or has ended.
@@ -237,7 +208,7 @@ impl Records {
 
     /// Puts a cancellation on record, the first reason of all. Anybody may cancel, owner or not.
     pub(super) fn cancel(&mut self, id: &ProcessId, reason: &str) -> rusqlite::Result<Cancelled> {
-        self.write(|transaction| {
+        let cancelled = self.write(|transaction| {
             let Some(record) = get(transaction, id)? else { return Ok(Cancelled::Unknown) };
             if record.state.is_over() {
                 return Ok(Cancelled::Over(record));
@@ -256,43 +227,57 @@ impl Records {
             }
             let was_pending = record.state == State::Pending;
             let record = get(transaction, id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-            Ok(if was_pending { Cancelled::Ended(record) } else { Cancelled::Asked(record) })
+            Ok::<_, rusqlite::Error>(if was_pending { Cancelled::Ended(record) } else { Cancelled::Asked(record) })
+        })?;
+        self.sync()?;
+        Ok(cancelled)
+    }
+
+    /// Puts a process on record again of which only the folder is left: as one that was running, so that whoever claims it
+    /// looks what became of it.
+    pub(super) fn restore(
+        &mut self,
+        registration: &Registration,
+        token: i64,
+        begun: Option<(u32, &str)>,
+        cancel_reason: Option<&str>,
+    ) -> rusqlite::Result<()> {
+        self.write(|transaction| {
+            // Above whatever a reaper of the lost store was given.
+            transaction.execute("UPDATE fence SET newest = max(newest, ?1)", [token])?;
+            let token = next_token(transaction)?;
+            insert(transaction, registration, token)?;
+            let (attempt, started_at) = begun.unzip();
+            transaction.execute(
+                "UPDATE processes SET state = 'running', attempt = ?2, started_at = ?3, cancel_reason = ?4 WHERE id = ?1",
+                params![registration.id.as_str(), attempt.unwrap_or(0), started_at, cancel_reason],
+            )?;
+            Ok(())
         })
     }
 
-    /// Renews all our leases; how many there are, and when they are due again.
-    pub(super) fn renew(&mut self) -> rusqlite::Result<usize> {
-        let Claim { lease, .. } = self.claim();
-        self.connection.execute(
-            "UPDATE processes SET claimed_at = ?2, expires_at = ?3
-             WHERE lease_token = ?1 AND state IN ('pending', 'running')",
-            params![lease.token, i64_of(lease.claimed_at), i64_of(lease.expires_at)],
-        )
-    }
-
-    /// Gives all our leases up.
-    pub(super) fn release(&mut self) -> rusqlite::Result<usize> {
-        self.connection.execute(
-            "UPDATE processes SET owner = NULL, lease_token = NULL, boot_id = NULL, claimed_at = NULL, expires_at = NULL
-             WHERE lease_token = ?1",
-            [&self.me.token],
-        )
-    }
-
-    /// Forgets a process that has ended. The folder is removed while nobody else writes.
+    /// Forgets processes that have ended; which, and what hindered the others. Their folders are removed while nobody else
+    /// writes.
     pub(super) fn forget(
         &mut self,
-        id: &ProcessId,
-        remove_folder: impl FnOnce() -> Result<(), RecordError>,
-    ) -> Result<bool, RecordError> {
+        ids: &[ProcessId],
+        mut remove_folder: impl FnMut(&ProcessId) -> Result<(), RecordError>,
+    ) -> rusqlite::Result<Vec<(ProcessId, Result<(), RecordError>)>> {
+        // A folder must not be gone while its record could come back as one that runs.
+        self.sync()?;
         self.write(|transaction| {
-            let over = "state IN ('succeeded', 'failed', 'cancelled')";
-            let sql = format!("DELETE FROM processes WHERE id = ?1 AND {over}");
-            if transaction.execute(&sql, [id.as_str()])? == 0 {
-                return Ok(false);
+            let mut forgotten = Vec::new();
+            for id in ids {
+                if get(transaction, id)?.is_none_or(|record| !record.state.is_over()) {
+                    continue;
+                }
+                let removed = remove_folder(id);
+                if removed.is_ok() {
+                    transaction.execute("DELETE FROM processes WHERE id = ?1", [id.as_str()])?;
+                }
+                forgotten.push((id.clone(), removed));
             }
-            remove_folder()?;
-            Ok(true)
+            Ok(forgotten)
         })
     }
 
@@ -300,46 +285,22 @@ impl Records {
     pub(super) fn version(&self) -> rusqlite::Result<i64> {
         self.connection.query_row("PRAGMA data_version", [], |row| row.get(0))
     }
-
-    fn claim(&self) -> Claim {
-        let now = millis(since_boot());
-        let Me { token, boot_id } = self.me.clone();
-        let expires_at = now.saturating_add(millis(self.life));
-        Claim { now, lease: Lease { token, boot_id, claimed_at: now, expires_at }, owner: self.owner.clone() }
-    }
 }
 
-/// A claim about to be made.
-struct Claim {
-    now: u64,
-    lease: Lease,
-    owner: Owner,
+fn insert(connection: &Connection, registration: &Registration, token: i64) -> rusqlite::Result<()> {
+    let Registration { id, registered_at, asked, program } = registration;
+    connection.execute(
+        "INSERT INTO processes (id, spec, program, state, attempt, max_attempts, registered_at, fencing_token)
+         VALUES (?1, ?2, ?3, 'pending', 0, ?4, ?5, ?6)",
+        params![id.as_str(), text(asked)?, text(program)?, program.max_attempts, registered_at, token],
+    )?;
+    Ok(())
 }
 
-impl Claim {
-    fn write(&self, connection: &Connection, id: &ProcessId, token: i64) -> rusqlite::Result<()> {
-        let Lease { token: lease_token, boot_id, claimed_at, expires_at } = &self.lease;
-        connection.execute(
-            "UPDATE processes SET owner = ?2, lease_token = ?3, boot_id = ?4, claimed_at = ?5, expires_at = ?6,
-                 fencing_token = ?7 WHERE id = ?1",
-            params![
-                id.as_str(),
-                text(&self.owner)?,
-                lease_token,
-                boot_id,
-                i64_of(*claimed_at),
-                i64_of(*expires_at),
-                token
-            ],
-        )?;
-        Ok(())
-    }
-}
-
-fn next_token(connection: &Connection) -> rusqlite::Result<i64> {
+pub(super) fn next_token(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("UPDATE fence SET newest = newest + 1 RETURNING newest", [], |row| row.get(0))
 }
 
-fn i64_of(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
+#[cfg(test)]
+#[path = "records_tests.rs"]
+mod tests;

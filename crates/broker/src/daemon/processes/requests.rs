@@ -11,12 +11,17 @@ use super::orders::{Asker, Happening, News, Order};
 use super::record::Record;
 use super::records::{Cancelled, RecordError};
 use super::spec::{Registration, malformed};
+use super::store::chain;
 use crate::core::backend::RETRY_HINT;
 use crate::core::durable::Event;
 use crate::core::millis_up;
 use crate::daemon::telling;
 use crate::daemon::work::Report;
+use crate::reaper::folder::Folder;
 use crate::services::problem::suggestion;
+
+/// How many processes are forgotten in one transaction: others wait as long as it takes.
+const PRUNED_AT_ONCE: usize = 64;
 
 type Answer = Result<Value, Box<Refusal>>;
 
@@ -63,9 +68,12 @@ impl Keeper {
         let Registration { id, program, .. } = registration;
         let folder = self.folder(id);
         let claims = self.room() > 0;
-        let make = |token| make_folder(&folder, &program.spec(id, token));
-        let (record, created) =
-            self.records()?.register(registration, claims, make).map_err(|error| refusal_of(&error))?;
+        let record = serde_json::to_string(registration).map_err(|error| store_refusal(&error))?;
+        let make = |token| make_folder(&folder, &program.spec(id, token, record));
+        let (record, created) = self
+            .records()?
+            .register(registration, claims, make, || folder.sync())
+            .map_err(|error| refusal_of(&error))?;
         if !created {
             registration.compare(&record.asked)?;
             return Ok(json!({ "process": self.process(&record), "created": false }));
@@ -127,7 +135,7 @@ impl Keeper {
     }
 
     pub(super) fn document(&self, record: &Record, adopted: bool) -> Value {
-        documents::document(record, &self.folder(&record.id), &self.parts.me, adopted)
+        documents::document(record, &self.folder(&record.id), &self.parts.place.me, adopted)
     }
 
     fn process(&self, record: &Record) -> Value {
@@ -150,6 +158,10 @@ impl Keeper {
                 Err(malformed(format!("process `{id}` has ended already: {}", record.state.as_str())))
             }
             Cancelled::Ended(record) => {
+                // For the case that the store is lost.
+                if let Err(error) = self.folder(id).write_cancel(record.cancel_reason.as_deref().unwrap_or(reason)) {
+                    tracing::warn!(%error, process = %id, "the cancellation is in the store alone");
+                }
                 let document = self.process(&record);
                 self.close(id);
                 Ok(json!({ "process": document }))
@@ -186,14 +198,18 @@ impl Keeper {
             let age = ended_at.map_or(0, |time| now.saturating_sub(time.as_millisecond()));
             u64::try_from(age).unwrap_or(0) >= older_than_ms.unwrap_or(0)
         };
+        let old = records.iter().filter(|record| record.state.is_over() && is_old(record));
+        let old: Vec<ProcessId> = old.map(|record| record.id.clone()).collect();
+        let folders = self.parts.folders.clone();
         let mut pruned = Vec::new();
-        for record in records.iter().filter(|record| record.state.is_over() && is_old(record)) {
-            let folder = self.folder(&record.id);
-            match self.records()?.forget(&record.id, || remove_folder(&folder)) {
-                Ok(true) => pruned.push(record.id.to_string()),
-                Ok(false) => {}
-                Err(error) if id.is_some() => return Err(refusal_of(&error)),
-                Err(error) => tracing::warn!(%error, process = %record.id, "cannot be pruned"),
+        for some in old.chunks(PRUNED_AT_ONCE) {
+            let remove = |id: &ProcessId| remove_folder(&Folder::new(&folders.join(id.as_str())));
+            for (old, result) in self.records()?.forget(some, remove).map_err(|error| store_refusal(&error))? {
+                match result {
+                    Ok(()) => pruned.push(old.to_string()),
+                    Err(error) if id.is_some() => return Err(refusal_of(&error)),
+                    Err(error) => tracing::warn!(error = %chain(&error), process = %old, "cannot be pruned"),
+                }
             }
         }
         Ok(json!({ "pruned": pruned }))
@@ -206,7 +222,7 @@ pub(super) fn unknown<'a>(id: &ProcessId, known: impl IntoIterator<Item = &'a st
     Box::new(Refusal::new(Code::ServiceUnknown, format!("no durable process is registered as `{id}`{hint}")))
 }
 
-fn store_refusal(error: &rusqlite::Error) -> Box<Refusal> {
+fn store_refusal(error: &dyn std::error::Error) -> Box<Refusal> {
     Box::new(telling::fault(&format!("the store of durable processes cannot be used: {error}")))
 }
 

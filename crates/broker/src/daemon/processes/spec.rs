@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::core::millis;
-use crate::reaper::folder::Spec;
+use crate::reaper::folder::{Spec, utc_now};
 use crate::services::problem::quoted;
 
 /// The longest registration, in bytes of its JSON. It is part of every report about the process, and a report must fit
@@ -74,11 +74,12 @@ impl Program {
     }
 
     /// What its reaper reads.
-    pub(super) fn spec(&self, id: &ProcessId, fencing_token: i64) -> Spec {
+    pub(super) fn spec(&self, id: &ProcessId, fencing_token: i64, record: String) -> Spec {
         let program = self.clone();
         Spec {
             id: id.to_string(),
             fencing_token,
+            record,
             argv: program.argv,
             environment: program.environment,
             working_directory: program.working_directory,
@@ -91,9 +92,11 @@ impl Program {
 }
 
 /// A process to be registered.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Registration {
+    #[serde(with = "id_as_text")]
     pub(super) id: ProcessId,
+    pub(super) registered_at: String,
     pub(super) asked: Asked,
     pub(super) program: Program,
 }
@@ -161,7 +164,7 @@ impl Registration {
             );
             return Err(malformed(reason));
         }
-        Ok(Self { id, asked, program })
+        Ok(Self { id, registered_at: utc_now(), asked, program })
     }
 
     /// Whether this is the same as what is registered already; else how it differs, field by field.
@@ -200,6 +203,21 @@ impl Registration {
             self.id,
             differences.join("; ")
         )))
+    }
+}
+
+mod id_as_text {
+    //! An id as the text that it is.
+
+    use broker_proto::ProcessId;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(id: &ProcessId, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(id.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ProcessId, D::Error> {
+        ProcessId::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 
