@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         ends::TRIALS,
         processes::sharing::TRIALS,
         processes::surviving::TRIALS,
+        processes::ending::TRIALS,
         processes::TRIALS,
         background::TRIALS,
         autostart::TRIALS,

@@ -38,6 +38,25 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Stops a broker where it does not write: one that is stopped while it writes keeps all others from writing, as SQLite
+    /// has it, and this is about what comes after.
+    fn stop_between_writes(&self, broker: &Broker) {
+        let store = rusqlite::Connection::open(self.path("store/processes.db")).expect("a database");
+        store.busy_timeout(std::time::Duration::ZERO).expect("it can be set");
+        wait_until("it is stopped between two writes", || {
+            broker.signal(Signal::SIGSTOP);
+            let stat = || fs::read_to_string(format!("/proc/{}/stat", broker.pid())).expect("it is there");
+            wait_until("it has stopped", || stat().rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')));
+            let is_free = store.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok();
+            if !is_free {
+                broker.signal(Signal::SIGCONT);
+            }
+            is_free
+        });
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -107,7 +126,7 @@ fn a_stopped_owner_is_passed_over_and_nothing_is_run_twice() {
         session.send(&broker_proto::ClientMessage::Admin { request_id: 1000 + number as u64, request });
     }
     wait_until("some have run", || runs.exists());
-    stopped.signal(Signal::SIGSTOP);
+    store.stop_between_writes(&stopped);
     let mut others = other.session();
     let after = wait_process(&mut others, "long", "passed on", |process| process["lease"]["mine"] == true);
     assert_eq!((&after["pid"], &after["adopted"], &after["attempt"]), (&before["pid"], &true.into(), &1.into()));

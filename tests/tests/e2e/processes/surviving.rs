@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use broker_proto::{AdminRequest, Selection};
-use broker_tests::{Broker, process_exists, processes_mentioning, trials, wait_until};
+use broker_tests::{Broker, Setup, process_exists, processes_mentioning, trials, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
@@ -20,6 +20,9 @@ trials![
     after_a_reboot_it_is_run_again,
     a_cancellation_outlives_the_broker,
     what_was_pending_is_run_by_the_next_broker,
+    a_machine_that_goes_down_tells_command_and_reaper_at_once,
+    a_damaged_store_is_put_together_again,
+    a_store_of_a_newer_broker_is_left_alone,
 ];
 
 fn events(broker: &Broker) -> Vec<String> {
@@ -211,7 +214,7 @@ fn a_cancellation_outlives_the_broker() {
 }
 
 fn what_was_pending_is_run_by_the_next_broker() {
-    let mut broker = broker_tests::Setup::new().config("[processes]\nconcurrent = 1\n").start();
+    let mut broker = Setup::new().config("[processes]\nconcurrent = 1\n").start();
     let (runs, work) = noted(&broker, "true");
     let mut session = broker.session();
     for id in ["a", "b", "c"] {
@@ -228,4 +231,73 @@ fn what_was_pending_is_run_by_the_next_broker() {
     }
     assert_eq!(fs::read_to_string(runs).expect("they ran"), "1\n1\n1\n");
     assert!(!process_exists(u64::try_from(pid_of(&a).as_raw()).expect("a pid")));
+}
+
+fn a_machine_that_goes_down_tells_command_and_reaper_at_once() {
+    let broker = Broker::start(&[]);
+    let mut session = broker.session();
+    let (runs, work) = noted(&broker, "true");
+    run(&mut session, spec("x", work));
+    let first = running(&mut session, "x");
+    wait_until("its note", || runs.exists());
+    let reaper = reaper_of(&first);
+    // The command first, which is the harder order: its end must not be taken for its own affair.
+    kill(pid_of(&first), Signal::SIGTERM).expect("it runs");
+    kill(reaper, Signal::SIGTERM).expect("it runs");
+    wait_process(&mut session, "x", "run again", |p| p["attempt"] == 2 && p["pid"].is_u64());
+    broker.open_gate("gate");
+    assert_eq!(ended(&mut session, "x")["state"], "succeeded");
+}
+
+fn a_damaged_store_is_put_together_again() {
+    let mut broker = Setup::new().config("[processes]\nconcurrent = 1\n").start();
+    let (runs, work) = noted(&broker, "exit 5");
+    let mut session = broker.session();
+    run(&mut session, spec("ended", sh("exit 3")));
+    ended(&mut session, "ended");
+    run(&mut session, spec("runs", work));
+    let before = running(&mut session, "runs");
+    run(&mut session, spec("cancelled", sh("true")));
+    cancel(&mut session, "cancelled", "not wanted").expect("it waits");
+    run(&mut session, spec("waits", sh("exit 4")));
+    kill_broker(&mut broker);
+    let store = broker.path("state/processes");
+    for companion in ["processes.db-wal", "processes.db-shm"] {
+        let _ = fs::remove_file(store.join(companion));
+    }
+    fs::write(store.join("processes.db"), "this is no database, whatever its name says".repeat(50)).expect("written");
+    broker.start_again();
+    let mut session = broker.session();
+    let after = wait_process(&mut session, "runs", "adopted", |process| process["adopted"] == true);
+    assert_eq!((&after["pid"], &after["attempt"]), (&before["pid"], &1.into()));
+    broker.open_gate("gate");
+    let expected = [("ended", "failed", json!(3)), ("runs", "failed", json!(5)), ("waits", "failed", json!(4))];
+    for (id, state, code) in expected {
+        let process = ended(&mut session, id);
+        assert_eq!((&process["state"], &process["exit_code"]), (&state.into(), &code), "{process}");
+    }
+    let cancelled = ended(&mut session, "cancelled");
+    assert_eq!((&cancelled["state"], &cancelled["reason"]), (&"cancelled".into(), &"not wanted".into()));
+    let all = session.admin(AdminRequest::Processes { id: None }).expect("own user");
+    let ids: Vec<&str> = all["processes"].as_array().expect("a list").iter().filter_map(|p| p["id"].as_str()).collect();
+    assert_eq!(ids, ["ended", "runs", "cancelled", "waits"]);
+    assert_eq!(fs::read_to_string(runs).expect("it ran"), "1\n");
+    let files = fs::read_dir(&store).expect("it is there").flatten();
+    assert!(files.map(|file| file.file_name()).any(|name| name.to_string_lossy().contains(".damaged-")), "kept");
+}
+
+fn a_store_of_a_newer_broker_is_left_alone() {
+    let mut broker = Broker::start(&[]);
+    let mut session = broker.session();
+    run(&mut session, spec("x", sh("true")));
+    ended(&mut session, "x");
+    broker.signal(Signal::SIGTERM);
+    assert!(broker.ended().success());
+    let store = rusqlite::Connection::open(broker.path("state/processes/processes.db")).expect("a database");
+    store.pragma_update(None, "user_version", 99).expect("it can be written");
+    drop(store);
+    let output = broker.daemon().output().expect("brokerd can be executed");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("a newer broker wrote it"), "{said}");
 }
