@@ -47,7 +47,7 @@ Examples:
 
 Idle exit:
   The broker is used while a session is open, while somebody is connected to a backend, and while a backend is \
-starting. A backend that merely runs does not keep the broker, not even with `idle_timeout = \"never\"`, the default: \
+starting, and while durable processes of its own wait or run. A backend that merely runs does not keep the broker, not even with `idle_timeout = \"never\"`, the default: \
 the broker ends it and leaves. broker.toml may say `idle_exit = \"10m\"`; this option goes over it.
 
 In the background:
@@ -56,7 +56,8 @@ It logs to a daily file in `log/` of the state folder, unless [log] in broker.to
 manager wants it in the foreground instead.
 
 Signals:
-  SIGTERM, SIGINT  end the backends and then the broker; a second one ends it at once
+  SIGTERM, SIGINT  end the backends and then the broker; a second one ends it at once. Durable processes run on: the \
+next broker takes care of them
   SIGHUP           read the service files again
 
 Exit codes: 0 ended as told, 1 failed, 2 usage, 75 another broker holds the socket or the state folder";

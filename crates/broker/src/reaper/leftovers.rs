@@ -16,16 +16,24 @@ use crate::process::boot::boot_id;
 use crate::process::identity::{self, Identity, Stat, open_if};
 use crate::process::kernel::{pidfd_signal, wait_ended};
 
-/// How long killed processes are waited for; one in uninterruptible sleep takes longer than an instant.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long killed processes are waited for. One in uninterruptible sleep takes longer than an instant.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long one round waits before it looks again for what was born meanwhile.
 const ROUND: Duration = Duration::from_millis(50);
 
-/// Ends what is left of an attempt; who that was.
-pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Vec<Pid> {
+/// What was left of an attempt.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leftovers {
+    pub(crate) killed: Vec<Pid>,
+    /// They are gone. Until then no other attempt may begin.
+    pub(crate) are_gone: bool,
+}
+
+/// Ends what is left of an attempt.
+pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Leftovers {
     let is_this_boot = boot_id().is_ok_and(|boot| boot == attempt.boot_id);
-    let Ok(path) = folder.path().canonicalize() else { return Vec::new() };
+    let Ok(path) = folder.path().canonicalize() else { return Leftovers::default() };
     let variable = format!("BROKER_PROCESS_ID={}", path.file_name().unwrap_or_default().to_string_lossy());
     let writes_there = |pid: Pid| {
         let outputs = [1, 2].map(|fd| fs::read_link(format!("/proc/{pid}/fd/{fd}")));
@@ -45,7 +53,7 @@ pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Vec<Pid> {
         is_command || writes_there(process.pid) || (in_session && is_named(process.pid))
     };
     let deadline = Instant::now() + PATIENCE;
-    let mut ended = Vec::new();
+    let mut killed = Vec::new();
     loop {
         let found = look(&is_of_it);
         for pidfd in found.values() {
@@ -53,12 +61,12 @@ pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Vec<Pid> {
         }
         for (identity, pidfd) in &found {
             wait_ended(pidfd.as_fd(), ROUND);
-            if !ended.contains(&identity.pid) {
-                ended.push(identity.pid);
+            if !killed.contains(&identity.pid) {
+                killed.push(identity.pid);
             }
         }
         if found.is_empty() || Instant::now() >= deadline {
-            return ended;
+            return Leftovers { killed, are_gone: found.is_empty() };
         }
     }
 }

@@ -125,10 +125,12 @@ pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals
     let stop_timeout = Duration::from_millis(spec.stop_timeout_ms);
     let stop_signal = Signal::try_from(spec.stop_signal).unwrap_or(Signal::SIGTERM);
     let mut stopping: Option<Stopping> = None;
+    let mut was_told = false;
     while !has_ended(command.pidfd.as_fd()) {
         let due = stopping.as_ref().map(|stopping| stopping.kill_at).or(timeout_at);
         wait(command, signals, due);
         let terminated = signals.terminated();
+        was_told |= terminated;
         reap_orphans(|pid| pid == command.pid);
         let is_due = due.is_some_and(|due| due <= Instant::now());
         match &mut stopping {
@@ -157,7 +159,7 @@ pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals
         }
     }
     let mut ended_by = stopping.map_or(EndedBy::None, |stopping| stopping.why);
-    if ended_by == EndedBy::None && was_interrupted(command, signals) {
+    if ended_by == EndedBy::None && was_interrupted(command, signals, was_told) {
         ended_by = if folder.is_cancelled() { EndedBy::Cancel } else { EndedBy::Interrupted };
     }
     end_everything(command);
@@ -172,7 +174,7 @@ pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals
 
 /// Whether a command that failed was told to end together with its reaper: a machine that goes down tells all processes,
 /// and the command may be quicker.
-fn was_interrupted(command: &Spawned, signals: &Signals) -> bool {
+fn was_interrupted(command: &Spawned, signals: &Signals, was_told: bool) -> bool {
     const TERMINATED: i32 = 128 + Signal::SIGTERM as i32;
     let patience = match peek(command.pidfd.as_fd()) {
         Ok(Some(exit)) if exit.is_success() => return false,
@@ -181,7 +183,7 @@ fn was_interrupted(command: &Spawned, signals: &Signals) -> bool {
     };
     let due = Instant::now() + patience;
     loop {
-        if signals.terminated() {
+        if was_told || signals.terminated() {
             return true;
         }
         let left = due.saturating_duration_since(Instant::now());

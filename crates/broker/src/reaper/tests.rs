@@ -162,9 +162,9 @@ fn what_a_lost_attempt_left_is_ended_and_strangers_are_not() {
         });
         let command = Identity::of(ours.pid).unwrap().map(Who::from);
         let ended = leftovers::end_leftovers(&folder, &Attempt { command, ..begun(1, 6) });
-        assert_eq!(ended.len(), 2, "{ended:?}");
+        assert!(ended.killed.len() == 2 && ended.are_gone, "{ended:?}");
         assert!(crate::process::kernel::has_ended(std::os::fd::AsFd::as_fd(&ours.pidfd)));
         assert!(!crate::process::kernel::has_ended(std::os::fd::AsFd::as_fd(&stranger.spawned.pidfd)));
-        assert_eq!(leftovers::end_leftovers(&folder, &Attempt { command, ..begun(1, 6) }), []);
+        assert_eq!(leftovers::end_leftovers(&folder, &Attempt { command, ..begun(1, 6) }).killed, []);
     });
 }

@@ -71,9 +71,12 @@ fn try_look(folder: &Folder) -> io::Result<Look> {
     }
     let pid = attempt.as_ref().and_then(|attempt| attempt.command).map(|command| command.pid);
     if let Some(attempt) = attempt {
-        let ended = end_leftovers(folder, &attempt);
-        if !ended.is_empty() {
-            tracing::warn!(folder = %folder.path().display(), ?ended, "ended what a lost attempt left");
+        let leftovers = end_leftovers(folder, &attempt);
+        if !leftovers.killed.is_empty() {
+            tracing::warn!(folder = %folder.path().display(), ?leftovers, "ended what a lost attempt left");
+        }
+        if !leftovers.are_gone {
+            return Ok(Look::only(Found::Held));
         }
     }
     Ok(Look { pid, ..Look::only(Found::Free { attempts }) })

@@ -150,17 +150,22 @@ impl Processes {
         Ok(())
     }
 
-    fn order(&self, order: Order) -> Result<(), Box<Refusal>> {
+    fn order(&mut self, order: Order) -> Result<(), Box<Refusal>> {
         let Some(keeper) = &self.keeper else { return Ok(()) };
         let sent = keeper.orders.try_send(order);
         let _ = keeper.wake.write(1);
-        sent.map_err(|error| match error {
-            TrySendError::Full(_) => {
+        match sent {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => {
                 let reason = format!("{ORDERS_MAX} orders about durable processes wait already, which is the limit");
-                Box::new(Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT)))
+                Err(Box::new(Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))))
             }
-            TrySendError::Disconnected(_) => Box::new(super::telling::fault("the keeper of durable processes is gone")),
-        })
+            Err(TrySendError::Disconnected(_)) => {
+                // The next request starts another one, which finds everything in the store.
+                self.keeper = None;
+                Err(Box::new(super::telling::fault("the keeper of durable processes is gone")))
+            }
+        }
     }
 
     /// How many processes this broker has in hand.
