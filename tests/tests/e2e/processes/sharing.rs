@@ -18,6 +18,7 @@ trials![
     a_broker_that_leaves_gives_its_leases_up,
     one_broker_answers_for_what_another_runs,
     a_stranger_can_cancel,
+    an_id_that_many_register_at_once_is_run_once,
 ];
 
 /// A folder that several brokers use; what mentions it ends with the test.
@@ -214,4 +215,23 @@ fn a_stranger_can_cancel() {
     wait_until("nothing of it runs", || {
         processes_mentioning(&store.path("store")).iter().all(|(_, command)| !command.contains("reap"))
     });
+}
+
+fn an_id_that_many_register_at_once_is_run_once() {
+    let store = Store::new();
+    let runs = store.path("runs");
+    let brokers = [store.broker(""), store.broker("")];
+    let register = |number: usize| {
+        let mut session = brokers[number % 2].session();
+        let answer = session.admin(AdminRequest::Run { spec: spec("x", sh(&note(&runs))) }).expect("the same");
+        ended(&mut session, "x");
+        answer["created"] == true
+    };
+    let register = &register;
+    let created = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..20).map(|number| scope.spawn(move || register(number))).collect();
+        all.into_iter().map(|one| one.join().expect("it is registered")).filter(|created| *created).count()
+    });
+    assert_eq!(created, 1);
+    assert_eq!(counts(&runs).into_values().collect::<Vec<_>>(), [1]);
 }

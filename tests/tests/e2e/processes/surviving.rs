@@ -23,6 +23,7 @@ trials![
     a_machine_that_goes_down_tells_command_and_reaper_at_once,
     a_damaged_store_is_put_together_again,
     a_store_of_a_newer_broker_is_left_alone,
+    a_broker_is_used_as_long_as_its_processes_run,
 ];
 
 fn events(broker: &Broker) -> Vec<String> {
@@ -241,9 +242,13 @@ fn a_machine_that_goes_down_tells_command_and_reaper_at_once() {
     let first = running(&mut session, "x");
     wait_until("its note", || runs.exists());
     let reaper = reaper_of(&first);
-    // The command first, which is the harder order: its end must not be taken for its own affair.
+    // The command is quicker, which is the harder order: its end must not be taken for its own affair.
+    kill(reaper, Signal::SIGSTOP).expect("it runs");
     kill(pid_of(&first), Signal::SIGTERM).expect("it runs");
+    let command = first["pid"].as_u64().expect("a pid");
+    wait_until("the command has ended", || !process_exists(command));
     kill(reaper, Signal::SIGTERM).expect("it runs");
+    kill(reaper, Signal::SIGCONT).expect("it runs");
     wait_process(&mut session, "x", "run again", |p| p["attempt"] == 2 && p["pid"].is_u64());
     broker.open_gate("gate");
     assert_eq!(ended(&mut session, "x")["state"], "succeeded");
@@ -300,4 +305,16 @@ fn a_store_of_a_newer_broker_is_left_alone() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("a newer broker wrote it"), "{said}");
+}
+
+fn a_broker_is_used_as_long_as_its_processes_run() {
+    let mut broker = Setup::new().arguments(&["--idle-exit", "200ms"]).start();
+    let (runs, work) = noted(&broker, "true");
+    run(&mut broker.session(), spec("x", work));
+    wait_until("its note", || runs.exists());
+    wait_until("it stays", || broker.log().contains("still in use: durable processes run"));
+    broker.open_gate("gate");
+    assert!(broker.ended().success(), "it leaves when nothing is left to do");
+    broker.start_again();
+    assert_eq!(ended(&mut broker.session(), "x")["state"], "succeeded");
 }
