@@ -32,6 +32,7 @@ fn a_cancelled_process_is_told_and_its_reason_kept() {
     let refusal = cancel(&mut session, "x", "again").expect_err("it has ended");
     assert_eq!(refusal.reason, "process `x` has ended already: cancelled");
     assert_eq!(cancel(&mut session, "y", "why").expect_err("unknown").code, Code::ServiceUnknown);
+    assert_eq!(cancel(&mut session, "x", &"y".repeat(5000)).expect_err("too long").code, Code::Malformed);
 }
 
 fn a_deaf_command_is_killed_with_all_it_started() {

@@ -50,6 +50,9 @@ use crate::store::StoreError;
 /// Orders that wait to be read. The keeper stores what it is told to run, so its pace is the disk's.
 const ORDERS_MAX: usize = 4096;
 
+/// The longest reason of a cancellation, in bytes: it is part of every report about the process.
+const REASON_MAX: usize = 4096;
+
 /// How long a broker that ends waits for its keeper.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -234,6 +237,9 @@ impl Driver {
             },
             AdminRequest::Cancel { id, reason } => {
                 let id = parse(&id)?;
+                if reason.len() > REASON_MAX {
+                    return Err(malformed(format!("the reason is longer than {REASON_MAX} bytes")));
+                }
                 if !has_keeper {
                     return Err(requests::unknown(&id, []));
                 }

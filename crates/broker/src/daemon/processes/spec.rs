@@ -18,6 +18,9 @@ const SPEC_BYTES_MAX: usize = 256 * 1024;
 const MAX_ATTEMPTS: u32 = 3;
 const MAX_ATTEMPTS_MAX: u32 = 1000;
 
+/// How many differences between two registrations are shown.
+const DIFFERENCES_MAX: usize = 10;
+
 /// From SIGTERM to SIGKILL, unless a service file says otherwise.
 const STOP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -178,7 +181,8 @@ impl Registration {
         let mut differences = Vec::new();
         let mut compare = |what: String, there: Option<String>, here: Option<String>| {
             if there != here {
-                let show = |value: Option<String>| value.map_or("none".to_owned(), |value| quoted(&value));
+                let skipped = alike(there.as_deref(), here.as_deref());
+                let show = |value: Option<String>| value.map_or("none".to_owned(), |value| tail(&value, skipped));
                 differences.push(format!("{what}: {} there, {} here", show(there), show(here)));
             }
         };
@@ -198,12 +202,36 @@ impl Registration {
             // The words are the same and their borders are not: `a "b c"`.
             differences.push("command: the same words, divided otherwise".to_owned());
         }
+        let more = differences.len().saturating_sub(DIFFERENCES_MAX);
+        differences.truncate(DIFFERENCES_MAX);
+        if more > 0 {
+            differences.push(format!("and {more} more"));
+        }
         Err(malformed(format!(
             "process `{}` is registered already with other content: {}",
             self.id,
             differences.join("; ")
         )))
     }
+}
+
+/// How many characters long texts have in common at their beginning and can do without, so that what a message shows of
+/// them is where they differ.
+fn alike(one: Option<&str>, other: Option<&str>) -> usize {
+    const SHORT: usize = 50;
+    const CONTEXT: usize = 15;
+    let (one, other) = (one.unwrap_or_default(), other.unwrap_or_default());
+    let common = one.chars().zip(other.chars()).take_while(|(one, other)| one == other).count();
+    let is_long = one.chars().count().max(other.chars().count()) > SHORT;
+    if is_long { common.saturating_sub(CONTEXT) } else { 0 }
+}
+
+fn tail(text: &str, skipped: usize) -> String {
+    if skipped == 0 {
+        return quoted(text);
+    }
+    let rest: String = text.chars().skip(skipped).collect();
+    quoted(&format!("…{rest}"))
 }
 
 mod id_as_text {
@@ -278,6 +306,13 @@ mod tests {
         let other = parse(other).expect("valid");
         let reason = other.compare(&one.asked).expect_err("another").reason;
         insta::assert_snapshot!(reason, @"process `x` is registered already with other content: command: `sleep 1` there, `sleep 2` here; environment `A`: none there, `1` here; environment `B`: none there, `2` here; timeout: none there, `500 ms` here");
+        let long = |end: &str| parse(spec(&["sleep", &"0".repeat(200), end])).expect("valid");
+        let reason = long("2").compare(&long("1").asked).expect_err("another").reason;
+        assert!(reason.ends_with("command: `…00000000000000 1` there, `…00000000000000 2` here"), "{reason}");
+        let mut many = spec(&["sleep", "1"]);
+        many.environment = (0..100).map(|number| (format!("V{number}"), String::new())).collect();
+        let reason = parse(many).expect("valid").compare(&one.asked).expect_err("another").reason;
+        assert!(reason.ends_with("; and 90 more") && reason.len() < 1000, "{reason}");
         let joined = parse(spec(&["sleep 1"])).expect("valid");
         assert!(joined.compare(&one.asked).expect_err("another").reason.ends_with("divided otherwise"));
     }
