@@ -18,8 +18,8 @@ use nix::unistd::Pid;
 use super::places::{Places, make_private};
 use crate::process::identity::stat;
 
-/// How often a lock is read whose holder has not written its number yet, and the pause before the next time.
-const LOOKS_MAX: u32 = 20;
+/// How often a taken lock is looked at again whose holder is not to be seen, and the pause before the next time.
+const LOOKS_MAX: u32 = 200;
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Why the broker cannot have its places.
@@ -91,7 +91,22 @@ impl Ownership {
 fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, OwnershipError> {
     let failed = |source| OwnershipError::Io { what: "lock", path: path.to_owned(), source };
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+    let mut taken = Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock);
+    // What a killed broker was about to start has its files, and so this lock, until it executes its program: as long as
+    // nobody is to be seen who holds it, it may become free any moment.
+    for _ in 0..LOOKS_MAX {
+        taken = match taken {
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) if holder(&file).is_none() => {
+                std::thread::sleep(LOOK_AGAIN);
+                Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            }
+            result => {
+                taken = result;
+                break;
+            }
+        };
+    }
+    match taken {
         Ok(mut locked) => {
             let write = |file: &mut File| {
                 file.set_len(0)?;
@@ -111,18 +126,11 @@ fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, O
     }
 }
 
-/// The number in a lock. One that has just been taken has none yet, or that of the holder before.
+/// The number in a lock, if that process lives. One that has just been taken has none yet, or that of the holder before.
 fn holder(mut file: &File) -> Option<i32> {
-    for _ in 0..LOOKS_MAX {
-        let mut text = String::new();
-        file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
-        let pid = text.trim().parse().ok().filter(|pid| matches!(stat(Pid::from_raw(*pid)), Ok(Some(_))));
-        if pid.is_some() {
-            return pid;
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    }
-    None
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
+    text.trim().parse().ok().filter(|pid| matches!(stat(Pid::from_raw(*pid)), Ok(Some(stat)) if stat.state != b'Z'))
 }
 
 /// Removes the socket of a broker that is gone.
