@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         recovery::TRIALS,
         doubts::TRIALS,
         ends::TRIALS,
+        processes::torture::TRIALS,
         processes::sharing::TRIALS,
         processes::surviving::TRIALS,
         processes::ending::TRIALS,

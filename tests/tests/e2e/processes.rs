@@ -3,6 +3,7 @@
 pub(crate) mod ending;
 pub(crate) mod sharing;
 pub(crate) mod surviving;
+pub(crate) mod torture;
 
 use std::fs;
 use std::path::Path;

@@ -19,22 +19,21 @@ trials![
     one_broker_answers_for_what_another_runs,
     a_stranger_can_cancel,
     an_id_that_many_register_at_once_is_run_once,
-    brokers_that_come_and_go_run_each_process_once,
 ];
 
 /// A folder that several brokers use; what mentions it ends with the test.
-struct Store(TempDir);
+pub(super) struct Store(pub(super) TempDir);
 
 impl Store {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::Builder::new().prefix("bs.").tempdir_in("/tmp").expect("a folder in /tmp"))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn broker(&self, settings: &str) -> Broker {
+    pub(super) fn broker(&self, settings: &str) -> Broker {
         let store = self.path("store");
         Setup::new().config(&format!("[processes]\nstore = \"{}\"\n{settings}\n", store.display())).start()
     }
@@ -68,7 +67,7 @@ impl Drop for Store {
 }
 
 /// How often each line is in a file.
-fn counts(path: &Path) -> HashMap<String, usize> {
+pub(super) fn counts(path: &Path) -> HashMap<String, usize> {
     let mut counts = HashMap::new();
     for line in fs::read_to_string(path).unwrap_or_default().lines() {
         *counts.entry(line.to_owned()).or_default() += 1;
@@ -77,7 +76,7 @@ fn counts(path: &Path) -> HashMap<String, usize> {
 }
 
 /// A script that appends its id to a file.
-fn note(path: &Path) -> String {
+pub(super) fn note(path: &Path) -> String {
     format!("echo $BROKER_PROCESS_ID >> {}", path.display())
 }
 
@@ -235,66 +234,4 @@ fn an_id_that_many_register_at_once_is_run_once() {
     });
     assert_eq!(created, 1);
     assert_eq!(counts(&runs).into_values().collect::<Vec<_>>(), [1]);
-}
-
-/// Random numbers that a seed repeats (Steele, Lea and Flood: SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
-
-fn brokers_that_come_and_go_run_each_process_once() {
-    const COUNT: usize = 120;
-    const FAULTS: usize = 30;
-    let given = std::env::var("BROKER_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(broker_tests::monotonic_ms);
-    let what = format!("BROKER_TEST_SEED={seed}");
-    let mut random = Random(seed);
-    let store = Store::new();
-    let runs = store.path("runs");
-    let settings = "lease = \"200ms\"\nconcurrent = 4";
-    let mut brokers = [store.broker(settings), store.broker(settings)];
-    let mut session = brokers[0].session();
-    for number in 0..COUNT {
-        let script = format!("{}; sleep 0.0{}", note(&runs), random.below(10));
-        run(&mut session, spec(&format!("x{number}"), sh(&script)));
-    }
-    drop(session);
-    for _ in 0..FAULTS {
-        let broker = &mut brokers[usize::from(random.below(2) == 0)];
-        let pause = std::time::Duration::from_millis(random.below(100));
-        match random.below(4) {
-            0 | 1 => {
-                broker.signal(Signal::SIGKILL);
-                broker.ended();
-                broker.start_again();
-            }
-            2 => {
-                broker.signal(Signal::SIGTERM);
-                assert!(broker.ended().success(), "{what}");
-                broker.start_again();
-            }
-            // Anywhere, past its leases or not.
-            _ => {
-                broker.signal(Signal::SIGSTOP);
-                std::thread::sleep(pause * 4);
-                broker.signal(Signal::SIGCONT);
-            }
-        }
-        std::thread::sleep(pause);
-    }
-    for number in 0..COUNT {
-        let process = ended(&mut brokers[number % 2].session(), &format!("x{number}"));
-        assert_eq!((&process["state"], &process["attempt"]), (&"succeeded".into(), &1.into()), "{what}: {process}");
-    }
-    let counts = counts(&runs);
-    assert_eq!(counts.len(), COUNT, "{what}");
-    assert!(counts.values().all(|count| *count == 1), "{what}: {counts:?}");
 }
