@@ -12,6 +12,7 @@ mod failpoint;
 mod journal;
 mod net;
 mod process;
+mod reaper;
 mod services;
 mod store;
 

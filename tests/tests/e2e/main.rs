@@ -21,6 +21,7 @@ mod library;
 mod lifecycle;
 mod namespaces;
 mod operators;
+mod processes;
 mod python;
 mod racing;
 mod readiness;
@@ -43,6 +44,11 @@ fn main() -> ExitCode {
         recovery::TRIALS,
         doubts::TRIALS,
         ends::TRIALS,
+        processes::torture::TRIALS,
+        processes::sharing::TRIALS,
+        processes::surviving::TRIALS,
+        processes::ending::TRIALS,
+        processes::TRIALS,
         background::TRIALS,
         autostart::TRIALS,
         racing::TRIALS,

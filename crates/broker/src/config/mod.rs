@@ -20,6 +20,9 @@ use crate::services::{self, Problem};
 /// Where a broker in the background logs, in its state folder.
 const LOG_FOLDER: &str = "log";
 
+/// Where durable processes are kept, in the state folder.
+const PROCESSES_FOLDER: &str = "processes";
+
 /// What the command line says. Relative paths are taken from the current directory.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
@@ -52,6 +55,20 @@ pub(crate) struct Config {
     pub(crate) idle_exit: Option<Duration>,
     pub(crate) log: Log,
     pub(crate) limits: Limits,
+    pub(crate) processes: Processes,
+}
+
+/// How durable processes are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Processes {
+    /// The folder of the store.
+    pub(crate) store: PathBuf,
+    /// It is not the state folder's own, so other brokers may use it, too.
+    pub(crate) is_shared: bool,
+    /// At least a tenth of a second.
+    pub(crate) lease: Duration,
+    /// The most that run at once; not zero.
+    pub(crate) concurrent: usize,
 }
 
 /// After which time a broker leaves that nobody uses; `None` is never.
@@ -169,6 +186,12 @@ impl Config {
             directory: settings.log.directory.or_else(|| options.detach.then(|| state_dir.join(LOG_FOLDER))),
             ..settings.log
         };
+        let processes = Processes {
+            is_shared: settings.processes.store.is_some(),
+            store: settings.processes.store.unwrap_or_else(|| state_dir.join(PROCESSES_FOLDER)),
+            lease: settings.processes.lease,
+            concurrent: settings.processes.concurrent,
+        };
         Ok(Self {
             file,
             socket: utf8("--socket", socket)?,
@@ -178,6 +201,7 @@ impl Config {
             idle_exit: options.idle_exit.unwrap_or(settings.idle_exit).0,
             log,
             limits: settings.limits,
+            processes,
         })
     }
 }
@@ -275,6 +299,15 @@ mod tests {
         assert_eq!(directory("", detached.clone()).as_deref(), Some(Path::new("/var/b/log")));
         assert_eq!(directory("[log]\ndirectory = \"/l\"", detached).as_deref(), Some(Path::new("/l")));
         assert_eq!(directory("", sufficient()), None);
+    }
+
+    #[test]
+    fn durable_processes_are_kept_in_the_state_folder_unless_the_file_names_a_store() {
+        let processes = |content| with_file(content, sufficient()).expect("valid").processes;
+        let own = processes("");
+        assert_eq!((own.store.as_path(), own.is_shared), (Path::new("/var/b/processes"), false));
+        let shared = processes("[processes]\nstore = \"/shared\"");
+        assert_eq!((shared.store.as_path(), shared.is_shared), (Path::new("/shared"), true));
     }
 
     #[test]

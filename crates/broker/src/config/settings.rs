@@ -16,9 +16,10 @@ use crate::services::values;
 
 /// All keys of `broker.toml`.
 const SCHEMA: Schema = &[
-    ("", &["socket", "socket_group", "state_dir", "services", "idle_exit", "log", "limits"]),
+    ("", &["socket", "socket_group", "state_dir", "services", "idle_exit", "log", "limits", "processes"]),
     ("[log]", &["format", "level", "directory", "keep"]),
     ("[limits]", &["backends", "waiters_per_backend", "sessions_per_user", "first_message_timeout"]),
+    ("[processes]", &["store", "lease", "concurrent"]),
 ];
 
 /// What of the broker's own log is written, unless the file says otherwise.
@@ -39,6 +40,14 @@ const SESSIONS_PER_USER: usize = 8192;
 /// How long a connected peer may take to send its whole first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a durable process is a broker's without a renewal. A broker that dies is passed over at once; this is for one
+/// that is stopped.
+const LEASE: Duration = Duration::from_secs(30);
+const LEASE_MIN: Duration = Duration::from_millis(100);
+
+/// The most durable processes that a broker runs at once; what is more waits.
+const CONCURRENT: usize = 64;
+
 /// No limit can be set higher, so that a mistyped number is noticed. Linux has at most 2^22 processes.
 const LIMIT_MAX: u64 = 1 << 22;
 
@@ -52,6 +61,15 @@ pub(crate) struct Settings {
     pub(crate) idle_exit: IdleExit,
     pub(crate) log: Log,
     pub(crate) limits: Limits,
+    pub(crate) processes: ProcessSettings,
+}
+
+/// What the file says of durable processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProcessSettings {
+    pub(crate) store: Option<PathBuf>,
+    pub(crate) lease: Duration,
+    pub(crate) concurrent: usize,
 }
 
 /// Reads the text of the file. The empty text is valid and says nothing. The settings are there if no problem is an
@@ -65,6 +83,7 @@ fn build(document: &Document<'_>) -> Settings {
     let log = document.table("[log]");
     let limits = document.table("[limits]");
     let limit = |key, default| limits.get_or(key, values::number(1..=LIMIT_MAX), default);
+    let processes = document.table("[processes]");
     let services = top.list("services", values::absolute_path);
     Settings {
         socket: top.get("socket", values::socket_path).map(|socket| socket.value),
@@ -88,7 +107,21 @@ fn build(document: &Document<'_>) -> Settings {
                 FIRST_MESSAGE_TIMEOUT,
             ),
         },
+        processes: ProcessSettings {
+            store: processes.get("store", values::absolute_path).map(|store| store.value),
+            lease: processes.get_or("lease", lease, LEASE),
+            concurrent: processes.get_or("concurrent", values::number(1..=LIMIT_MAX), CONCURRENT),
+        },
     }
+}
+
+/// How long a durable process is a broker's without a renewal.
+fn lease(value: &DeValue<'_>) -> Result<Duration, String> {
+    let lease = values::positive_duration(value)?;
+    if lease < LEASE_MIN {
+        return Err(format!("must be at least {LEASE_MIN:?}: it is renewed three times in its life"));
+    }
+    Ok(lease)
 }
 
 /// After which time to leave: a duration longer than zero, or `never`.
@@ -136,6 +169,7 @@ mod tests {
         assert_eq!((settings.socket, settings.socket_group, settings.state_dir, settings.services), Default::default());
         assert_eq!((settings.idle_exit, settings.log.level.as_str()), (IdleExit(None), "info"));
         assert_eq!(settings.limits.sessions_per_user, 8192);
+        assert_eq!((settings.processes.store, settings.processes.lease), (None, LEASE));
     }
 
     #[test]
@@ -156,6 +190,10 @@ mod tests {
             waiters_per_backend = 2
             sessions_per_user = 3
             first_message_timeout = "1m 30s"
+            [processes]
+            store = "/var/lib/shared"
+            lease = "5s"
+            concurrent = 4
         "#;
         let (settings, problems) = parse(Path::new("broker.toml"), text);
         assert_eq!(problems, []);
@@ -176,6 +214,11 @@ mod tests {
                 waiters_per_backend: 2,
                 sessions_per_user: 3,
                 first_message_timeout: Duration::from_secs(90),
+            },
+            processes: ProcessSettings {
+                store: Some("/var/lib/shared".into()),
+                lease: Duration::from_secs(5),
+                concurrent: 4,
             },
         };
         assert_eq!(settings, Some(expect));
@@ -218,6 +261,16 @@ broker.toml:13:2: unknown table `[limit]`, did you mean `[limits]`?
         insta::assert_snapshot!(problems("idle_exit = \"0s\""), @r#"broker.toml:1:13: `idle_exit`: must be longer than zero, or "never""#);
         insta::assert_snapshot!(problems("idle_exit = \"nevr\""), @r#"broker.toml:1:13: `idle_exit`: `nevr` is no duration: write durations as "250ms", "10s" or "1m 30s", or "never""#);
         insta::assert_snapshot!(problems("idle_exti = \"10m\""), @r#"broker.toml:1:1: unknown key `idle_exti` at the top of the file, did you mean `idle_exit`?"#);
+    }
+
+    #[test]
+    fn a_lease_is_long_enough_to_be_renewed() {
+        assert_eq!(problems("[processes]\nlease = \"100ms\""), "");
+        insta::assert_snapshot!(problems("[processes]\nlease = \"99ms\"\nstore = \"x\"\nconcurrent = 0"), @r"
+broker.toml:2:9: `lease` in [processes]: must be at least 100ms: it is renewed three times in its life
+broker.toml:3:9: `store` in [processes]: `x` is not an absolute path
+broker.toml:4:14: `concurrent` in [processes]: expected a whole number from 1 to 4194304, found the number `0`
+");
     }
 
     #[test]

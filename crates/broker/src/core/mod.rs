@@ -5,8 +5,10 @@
 
 pub(crate) mod admission;
 pub(crate) mod backend;
+pub(crate) mod durable;
 pub(crate) mod heartbeat;
 pub(crate) mod idle_exit;
+pub(crate) mod lease;
 pub(crate) mod readiness;
 pub(crate) mod recovery;
 pub(crate) mod registry;

@@ -50,12 +50,21 @@ pub(crate) struct Registry {
     ids: HashMap<BackendKey, BackendId>,
     slots: HashMap<BackendId, Slot>,
     deadlines: BTreeSet<(Timestamp, BackendId)>,
+    /// Forgotten, and nobody was told yet.
+    forgotten: Vec<BackendKey>,
 }
 
 impl Registry {
     /// An empty registry for at most `limit` backends.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { limit, next_id: 0, ids: HashMap::new(), slots: HashMap::new(), deadlines: BTreeSet::new() }
+        Self {
+            limit,
+            next_id: 0,
+            ids: HashMap::new(),
+            slots: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            forgotten: Vec::new(),
+        }
     }
 
     /// The backend of that key, registered if it is new.
@@ -79,6 +88,11 @@ impl Registry {
         Ok(id)
     }
 
+    /// The backends that were forgotten since this was asked last.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<BackendKey> {
+        std::mem::take(&mut self.forgotten)
+    }
+
     /// Registers a backend that an earlier broker left, even beyond the limit: it is there already.
     pub(crate) fn restore(&mut self, key: &BackendKey, backend: Backend) -> BackendId {
         let id = BackendId(self.next_id);
@@ -94,11 +108,12 @@ impl Registry {
 
     /// Forgets the entries that know nothing which a new one would not.
     fn forget_idle(&mut self, now: Timestamp) {
-        let Self { ids, slots, deadlines, .. } = self;
+        let Self { ids, slots, deadlines, forgotten, .. } = self;
         slots.retain(|id, slot| {
             let keep = !slot.backend.is_forgettable(now);
             if !keep {
                 ids.remove(&slot.key);
+                forgotten.push(slot.key.clone());
                 slot.deadline.inspect(|&deadline| {
                     deadlines.remove(&(deadline, *id));
                 });
@@ -185,6 +200,7 @@ mod tests {
         registry.open(now, &key("b"), policies()).expect("room");
         registry.open(now, &key("c"), policies()).expect("b rests and is forgotten");
         assert_eq!((registry.find(&key("a")), registry.find(&key("b"))), (Some(running), None));
+        assert_eq!((registry.take_forgotten(), registry.take_forgotten()), (vec![key("b")], vec![]));
         let c = registry.find(&key("c")).expect("registered");
         registry.handle(now, c, Event::Hello(Waiter { ticket: Ticket(2), ..waiter }), &mut Vec::new());
         assert_eq!(registry.open(now, &key("d"), policies()), Err(Full { limit: 2 }));

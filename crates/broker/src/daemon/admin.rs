@@ -53,6 +53,11 @@ impl Selected {
         })
     }
 
+    /// Whether no part is set.
+    pub(super) fn is_everything(&self) -> bool {
+        self.instance.is_none() && self.service.is_none() && self.requirement.is_none()
+    }
+
     pub(super) fn includes(&self, key: &BackendKey) -> bool {
         self.instance.as_ref().is_none_or(|instance| *instance == key.instance)
             && self.service.as_ref().is_none_or(|service| *service == key.service)
@@ -108,9 +113,7 @@ impl Driver {
             | AdminRequest::Wait { .. }
             | AdminRequest::Processes { .. }
             | AdminRequest::Cancel { .. }
-            | AdminRequest::Prune { .. } => {
-                return Err(Box::new(Refusal::new(Code::Internal, "no durable processes yet")));
-            }
+            | AdminRequest::Prune { .. } => return self.process_request(session, request_id, request),
             AdminRequest::Shutdown => {
                 let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
                 reply(session, request_id, &json!({ "stopping": live }));

@@ -47,7 +47,7 @@ Examples:
 
 Idle exit:
   The broker is used while a session is open, while somebody is connected to a backend, and while a backend is \
-starting. A backend that merely runs does not keep the broker, not even with `idle_timeout = \"never\"`, the default: \
+starting, and while durable processes of its own wait or run. A backend that merely runs does not keep the broker, not even with `idle_timeout = \"never\"`, the default: \
 the broker ends it and leaves. broker.toml may say `idle_exit = \"10m\"`; this option goes over it.
 
 In the background:
@@ -59,7 +59,8 @@ Signals:
   SIGTERM   ends the broker and leaves its backends to the next one on the same state folder
   SIGINT    ends the backends and then the broker
   SIGHUP    reads the service files again
-A second SIGTERM or SIGINT ends the broker at once; what runs then is found by the next one, too.
+A second SIGTERM or SIGINT ends the broker at once; what runs then is found by the next one, too. \
+Durable processes run on in any case.
 
 Exit codes: 0 ended as told, 1 failed, 2 usage, 75 another broker holds the socket or the state folder, \
 78 a newer broker wrote what is in the state folder";

@@ -68,6 +68,11 @@ impl Driver {
             tracing::info!("still in use: a client waits to be let in");
             return true;
         }
+        let processes = self.processes.live();
+        if processes > 0 {
+            tracing::info!(processes, "still in use: durable processes run");
+            return true;
+        }
         self.registry.iter().any(|(id, key, backend)| match backend.view(now()).state {
             State::Starting => {
                 tracing::info!(backend = %key, "still in use: it is starting");

@@ -18,6 +18,7 @@ use super::hosted::Hosted;
 use super::ledger::Here;
 use super::mains::Mains;
 use super::places::Places;
+use super::processes::Processes;
 use super::session::{Session, SessionId};
 use super::watches::Watches;
 use super::work::Report;
@@ -78,6 +79,7 @@ pub(super) struct Driver {
     pub(super) sessions: HashMap<SessionId, Connected>,
     pub(super) sessions_of_user: HashMap<u32, usize>,
     pub(super) watches: Watches,
+    pub(super) processes: Processes,
     pub(super) mains: Mains,
     pub(super) pool: SpawnPool,
     pub(super) reports: mpsc::Sender<Report>,
@@ -118,6 +120,7 @@ pub(super) struct Parts {
     pub(super) watches: Watches,
     pub(super) timer: Rc<Timer>,
     pub(super) listener: Rc<Listener>,
+    pub(super) processes: Processes,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) journal: Journal,
     pub(super) here: Here,
@@ -125,7 +128,8 @@ pub(super) struct Parts {
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Shared {
-        let Parts { config, nofile_soft, places, catalog, watches, timer, listener, reports, journal, here } = parts;
+        let Parts { config, nofile_soft, places, catalog, watches, timer, listener, processes, reports, journal, here } =
+            parts;
         let began = now();
         let idle_exit = IdleExit::new(began, config.idle_exit);
         Rc::new_cyclic(|me| {
@@ -146,6 +150,7 @@ impl Driver {
                 sessions: HashMap::new(),
                 sessions_of_user: HashMap::new(),
                 watches,
+                processes,
                 mains: Mains::default(),
                 pool: SpawnPool::new(),
                 reports,

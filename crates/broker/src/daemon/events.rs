@@ -1,11 +1,11 @@
-//! The record of what happened to the backends, and those who wait for more of it.
+//! The record of what happened to backends and durable processes, and those who wait for more of it.
 //!
 //! Owns how much is kept, the cursors, and the waits. What is worth recording is decided in `core`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
-use broker_proto::{Code, FRAME_MAX, Refusal, RequestId, Selection, ServerMessage};
+use broker_proto::{Code, FRAME_MAX, ProcessId, Refusal, RequestId, Selection, ServerMessage};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::task::spawn_local;
@@ -13,8 +13,8 @@ use tokio::task::spawn_local;
 use super::admin::Selected;
 use super::driver::Driver;
 use super::hosted::Task;
-use super::report;
 use super::session::{Session, SessionId};
+use super::{processes, report};
 use crate::core::backend::{Happening, Ticket};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::services::problem::quoted;
@@ -36,13 +36,35 @@ pub(super) struct Event {
     /// Counts up from 1 in the life of this broker.
     pub(super) number: u64,
     pub(super) time: Timestamp,
-    pub(super) key: BackendKey,
-    pub(super) generation: u64,
-    pub(super) happening: Happening,
-    /// Its main process at the time.
-    pub(super) pid: Option<i32>,
-    /// Where it listened, or was about to.
-    pub(super) endpoint: Option<String>,
+    pub(super) what: What,
+}
+
+/// To whom it happened, and what.
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    Backend {
+        key: BackendKey,
+        generation: u64,
+        happening: Happening,
+        /// Its main process at the time.
+        pid: Option<i32>,
+        /// Where it listened, or was about to.
+        endpoint: Option<String>,
+    },
+    Process {
+        id: ProcessId,
+        happening: processes::Happening,
+    },
+}
+
+impl What {
+    /// Whether a selection includes it. A durable process is selected by asking for everything.
+    fn is_of(&self, selected: &Selected) -> bool {
+        match self {
+            Self::Backend { key, .. } => selected.includes(key),
+            Self::Process { .. } => selected.is_everything(),
+        }
+    }
 }
 
 /// What happened last, and who waits for what happens next.
@@ -92,7 +114,7 @@ impl Events {
     }
 
     fn file(&mut self, mut event: Event) {
-        if let Happening::Failed { refusal } = &mut event.happening {
+        if let What::Backend { happening: Happening::Failed { refusal }, .. } = &mut event.what {
             shorten(&mut refusal.reason);
         }
         self.count = event.number;
@@ -131,7 +153,7 @@ impl Events {
         let mut bytes = 0;
         let newer = self.kept.iter().skip(usize::try_from(after - dropped).unwrap_or(usize::MAX));
         for event in newer {
-            if selected.includes(&event.key) {
+            if event.what.is_of(selected) {
                 let text = report::event(event).to_string();
                 bytes += text.len() + 1;
                 if bytes > ANSWER_MAX && !page.events.is_empty() {
@@ -145,7 +167,7 @@ impl Events {
     }
 
     fn knows(&self, selected: &Selected) -> bool {
-        self.kept.iter().any(|event| selected.includes(&event.key))
+        self.kept.iter().any(|event| event.what.is_of(selected))
     }
 
     /// Forgets one who waits no longer.
@@ -168,18 +190,26 @@ impl Driver {
         let Some((key, _)) = self.registry.get(id) else { return };
         let running = self.hosted.get(&id).and_then(|hosted| hosted.running.as_ref());
         let running = running.filter(|running| running.generation == generation);
-        let event = Event {
-            number: self.events.count + 1,
-            time: Timestamp::now(),
+        let what = What::Backend {
             key: key.clone(),
             generation,
             happening,
             pid: running.map(|running| running.main.pid.as_raw()),
             endpoint: running.map(|running| running.endpoint.to_string()),
         };
+        self.put_down(what);
+    }
+
+    /// The same for a durable process.
+    pub(super) fn record_process(&mut self, id: ProcessId, happening: processes::Happening) {
+        self.put_down(What::Process { id, happening });
+    }
+
+    fn put_down(&mut self, what: What) {
+        let event = Event { number: self.events.count + 1, time: Timestamp::now(), what };
         let mut interested = Vec::new();
         for (ticket, wait) in &mut self.events.waits {
-            if wait.selected.includes(&event.key) {
+            if event.what.is_of(&wait.selected) {
                 interested.push(*ticket);
             } else {
                 wait.after = event.number;
@@ -271,7 +301,8 @@ mod tests {
         };
         let number = events.count + 1;
         let time = Timestamp::UNIX_EPOCH;
-        events.file(Event { number, time, key, generation: 1, happening, pid: None, endpoint: None });
+        let what = What::Backend { key, generation: 1, happening, pid: None, endpoint: None };
+        events.file(Event { number, time, what });
     }
 
     fn numbers(page: &Page) -> Vec<u64> {

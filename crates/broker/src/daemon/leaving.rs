@@ -31,6 +31,7 @@ impl Driver {
             self.dispatch(id, if keeps && !self.dies_with_us(id) { Event::HandOver } else { Event::Stop(None) });
         }
         self.end_waits();
+        self.leave_processes();
         self.leave_if_empty();
     }
 

@@ -17,6 +17,7 @@ use crate::core::backend::{Memory, Phase, Trace};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{Timestamp, millis};
 use crate::journal::{self, Change};
+use crate::process::boot::boot_id;
 use crate::process::identity::{Identity, pid_number};
 use crate::process::start::StartFacts;
 use crate::services::Definition;
@@ -70,9 +71,8 @@ pub(super) struct Process {
 impl Here {
     /// This boot, and the namespace that we are in.
     pub(super) fn read() -> std::io::Result<Self> {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
         let namespace = std::fs::metadata("/proc/self/ns/pid")?;
-        Ok(Self { boot_id, pid_namespace: std::os::unix::fs::MetadataExt::ino(&namespace) })
+        Ok(Self { boot_id: boot_id()?, pid_namespace: std::os::unix::fs::MetadataExt::ino(&namespace) })
     }
 }
 

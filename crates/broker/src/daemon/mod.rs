@@ -23,6 +23,7 @@ mod ownership;
 mod peer;
 mod perform;
 mod places;
+mod processes;
 mod reload;
 mod report;
 mod requests;
@@ -53,6 +54,7 @@ use self::driver::{Driver, Leave, Parts, Shared};
 use self::ledger::Here;
 use self::ownership::{Ownership, OwnershipError};
 use self::places::Places;
+use self::processes::Processes;
 use self::signals::{Request, Signals};
 use self::watches::Watches;
 use self::work::Report;
@@ -61,6 +63,7 @@ use crate::core::backend::Event;
 use crate::failpoint;
 use crate::journal::Journal;
 use crate::process::orphans::reap_orphans;
+use crate::reaper;
 use crate::services::Catalog;
 use crate::store::StoreError;
 
@@ -102,6 +105,11 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> Fatal {
 
 /// Runs the broker with a command line, the program's name first, until it is told to end.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A reaper is to stay small: nothing is set up before this.
+    if let Some(code) = reaper::play(&arguments) {
+        return code;
+    }
     let args = match Args::try_parse_from(arguments) {
         Ok(args) => args,
         Err(error) => {
@@ -193,6 +201,7 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
     let appearances = watches.readiness();
     let (socket, services) = (config.socket.clone(), catalog.services.len());
     let listener = Rc::new(listener);
+    let processes = Processes::new(&config, nofile_soft, reports.clone())?;
     let driver = Driver::new(Parts {
         config,
         nofile_soft,
@@ -201,6 +210,7 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
         watches,
         timer: Rc::clone(&timer),
         listener: Rc::clone(&listener),
+        processes,
         reports,
         journal: opened.journal.clone(),
         here,
@@ -239,6 +249,9 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
     if !journal.flush() {
         tracing::warn!("the journal is behind: what runs is known by its start record alone");
     }
+    // Nobody reads reports any more, so nobody may wait for that.
+    drop(reported);
+    driver.borrow_mut().processes.stop();
     tracing::info!("ended");
     driver.borrow().remove_sockets();
     ownership.leave();
@@ -286,6 +299,7 @@ fn take_report(driver: &Shared, report: Report) {
                 session.refuse(request_id, refusal);
             }
         }
+        Report::Process(news) => driver.process_news(news),
         Report::Done => {}
     }
 }

@@ -18,8 +18,8 @@ use nix::unistd::Pid;
 use super::places::{Places, make_private};
 use crate::process::identity::stat;
 
-/// How often a lock is read whose holder has not written its number yet, and the pause before the next time.
-const LOOKS_MAX: u32 = 20;
+/// How often a taken lock is looked at again whose holder is not to be seen, and the pause before the next time.
+const LOOKS_MAX: u32 = 200;
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Why the broker cannot have its places.
@@ -91,7 +91,22 @@ impl Ownership {
 fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, OwnershipError> {
     let failed = |source| OwnershipError::Io { what: "lock", path: path.to_owned(), source };
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+    let mut taken = Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock);
+    // What a killed broker was about to start has its files, and so this lock, until it executes its program: as long as
+    // nobody is to be seen who holds it, it may become free any moment.
+    for _ in 0..LOOKS_MAX {
+        taken = match taken {
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) if holder(&file).is_none() => {
+                std::thread::sleep(LOOK_AGAIN);
+                Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            }
+            result => {
+                taken = result;
+                break;
+            }
+        };
+    }
+    match taken {
         Ok(mut locked) => {
             let write = |file: &mut File| {
                 file.set_len(0)?;
@@ -111,20 +126,18 @@ fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, O
     }
 }
 
-/// Who has a lock, and since when. One that has just been taken says nothing yet, or who held it before.
+/// Who has a lock, if that process lives, and since when. One that has just been taken says nothing yet, or who held it
+/// before.
 fn holder(mut file: &File) -> Option<String> {
-    for _ in 0..LOOKS_MAX {
-        let mut text = String::new();
-        file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
-        let (pid, since) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
-        let pid: Option<i32> = pid.parse().ok();
-        if let Some(pid) = pid.filter(|pid| matches!(stat(Pid::from_raw(*pid)), Ok(Some(_)))) {
-            let since = since.parse::<jiff::Timestamp>().map(|time| format!(", since {}", local(time)));
-            return Some(format!("pid {pid}{}", since.unwrap_or_default()));
-        }
-        std::thread::sleep(LOOK_AGAIN);
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
+    let (pid, since) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
+    let pid: i32 = pid.parse().ok()?;
+    if !matches!(stat(Pid::from_raw(pid)), Ok(Some(stat)) if stat.state != b'Z') {
+        return None;
     }
-    None
+    let since = since.parse::<jiff::Timestamp>().map(|time| format!(", since {}", local(time)));
+    Some(format!("pid {pid}{}", since.unwrap_or_default()))
 }
 
 /// A time as people here write it.

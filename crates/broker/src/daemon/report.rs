@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::clock::now;
 use super::driver::Driver;
-use super::events::Event;
+use super::events::{Event, What};
+use super::processes;
 use crate::core::backend::Happening;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{millis, millis_up};
@@ -78,10 +79,44 @@ fn extend(value: &mut Value, details: Value) {
     }
 }
 
-/// Something that happened to a backend.
+/// Something that happened.
 pub(super) fn event(event: &Event) -> Value {
-    let Event { number, time, key, generation, happening, pid, endpoint } = event;
-    let (word, details) = match happening {
+    let (mut value, word, details) = match &event.what {
+        What::Backend { key, generation, happening, pid, endpoint } => {
+            let (word, details) = backend_event(happening, *pid, endpoint.as_deref());
+            let mut value = name(key);
+            value["generation"] = json!(generation);
+            (value, word, details)
+        }
+        What::Process { id, happening } => {
+            let (word, details) = process_event(happening);
+            (json!({ "process": id.as_str() }), word, details)
+        }
+    };
+    extend(&mut value, json!({ "number": event.number, "time": format!("{:.3}", event.time), "event": word }));
+    extend(&mut value, details);
+    value
+}
+
+fn process_event(happening: &processes::Happening) -> (&'static str, Value) {
+    use processes::Happening;
+    match happening {
+        Happening::Registered => ("registered", Value::Null),
+        Happening::Started { attempt, pid } => ("started", json!({ "attempt": attempt, "pid": pid })),
+        Happening::Adopted { attempt, pid } => ("adopted", json!({ "attempt": attempt, "pid": pid })),
+        Happening::Lost { attempt } => ("lost", json!({ "attempt": attempt })),
+        Happening::Ended { state, attempt, ended, reason } => {
+            let (exit_code, signal) = (ended.exit_code, ended.signal);
+            let details = json!({
+                "state": state, "attempt": attempt, "exit_code": exit_code, "signal": signal, "reason": reason,
+            });
+            ("ended", details)
+        }
+    }
+}
+
+fn backend_event(happening: &Happening, pid: Option<i32>, endpoint: Option<&str>) -> (&'static str, Value) {
+    match happening {
         Happening::Starting { attempt } => ("starting", json!({ "attempt": attempt })),
         Happening::Started => ("started", json!({ "pid": pid, "endpoint": endpoint })),
         Happening::Forked => ("forked", json!({ "pid": pid })),
@@ -107,12 +142,7 @@ pub(super) fn event(event: &Event) -> Value {
         Happening::DrainEnded => ("drain_ended", Value::Null),
         Happening::Adopted => ("adopted", json!({ "pid": pid, "endpoint": endpoint })),
         Happening::Released => ("released", Value::Null),
-    };
-    let mut value = name(key);
-    let common = json!({ "number": number, "time": format!("{time:.3}"), "generation": generation, "event": word });
-    extend(&mut value, common);
-    extend(&mut value, details);
-    value
+    }
 }
 
 /// A backend that is drained, and what still keeps it.

@@ -18,6 +18,7 @@ use crate::core::backend::{Event, RETRY_HINT, Ticket, Waiter};
 use crate::core::millis_up;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::versions::{NoVersion, choose};
+use crate::journal::Change;
 use crate::services::problem::suggestion;
 use crate::services::{self, Definition, Service};
 
@@ -124,6 +125,7 @@ impl Driver {
             Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))
         })?;
         self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
+        self.registry.take_forgotten().into_iter().for_each(|key| self.journal.tell(Change::Forgotten { key }));
         let registry = &self.registry;
         self.hosted.retain(|id, _| registry.get(*id).is_some());
         Ok(id)
@@ -200,13 +202,16 @@ impl Driver {
                 self.forget_doubt(asked.backend, ticket);
                 self.dispatch(asked.backend, Event::Withdraw(ticket));
             }
-            None => self.events.forget(ticket),
+            None => {
+                self.events.forget(ticket);
+                self.forget_process_wait(ticket);
+            }
         }
     }
 }
 
 /// Picks a version of a service, of whichever kind.
-fn choose_among<T>(
+pub(super) fn choose_among<T>(
     service: &Service,
     versions: &BTreeMap<Version, Arc<T>>,
     requirement: &Requirement,

@@ -3,6 +3,7 @@
 //! Everything here performs and reports; when a process is started or ended is decided elsewhere. Nothing here waits on
 //! the driver's thread, except where a function says that it belongs there, and those never block.
 
+pub(crate) mod boot;
 pub(crate) mod exit;
 pub(crate) mod forked;
 pub(crate) mod group;

@@ -1,6 +1,6 @@
 //! What a definition says is run: the daemon's command and its probe's, with everything filled in.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,14 +39,11 @@ impl Commands {
         if let Some(notify) = surroundings.notify {
             environment.push(("NOTIFY_SOCKET".into(), notify.into()));
         }
+        let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_ref());
         let find = |command: &services::Command| -> Result<(String, PathBuf), Box<Refusal>> {
             let program = command.program.fill(&values);
-            let own = std::env::var_os("PATH");
-            let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path).or(own.as_ref());
-            let resolved =
-                resolve_program(program.as_ref(), path.map(AsRef::as_ref)).map_err(|e| refusal_of_spawn(&e))?;
-            check_program(&resolved)?;
-            Ok((program, resolved))
+            let found = find_program(&program, path)?;
+            Ok((program, found))
         };
         let daemon = find(&definition.command)?;
         let probe = probe_of(definition).map(find).transpose()?;
@@ -115,6 +112,14 @@ fn probe_of(definition: &Definition) -> Option<&services::Command> {
     }
 }
 
+/// Finds a program in the `PATH` of its environment, or the broker's own, and checks that it may be run.
+pub(in crate::daemon) fn find_program(program: &str, path: Option<&OsStr>) -> Result<PathBuf, Box<Refusal>> {
+    let own = std::env::var_os("PATH");
+    let found = resolve_program(program.as_ref(), path.or(own.as_deref())).map_err(|e| refusal_of_spawn(&e))?;
+    check_program(&found)?;
+    Ok(found)
+}
+
 /// A program that others can write is theirs to choose, and is not run.
 fn check_program(program: &Path) -> Result<(), Box<Refusal>> {
     let uid = nix::unistd::getuid().as_raw();
@@ -127,7 +132,10 @@ fn check_program(program: &Path) -> Result<(), Box<Refusal>> {
 }
 
 /// Exactly what is declared.
-fn environment(declared: &services::Environment, values: &Values<'_>) -> Vec<(OsString, OsString)> {
+pub(in crate::daemon) fn environment(
+    declared: &services::Environment,
+    values: &Values<'_>,
+) -> Vec<(OsString, OsString)> {
     let inherited = declared.inherit.iter().filter(|name| !declared.set.contains_key(*name));
     let inherited = inherited.filter_map(|name| Some((name.into(), std::env::var_os(name)?)));
     let set = declared.set.iter().map(|(name, value)| (name.into(), value.fill(values).into()));

@@ -13,10 +13,11 @@ use std::sync::Arc;
 use broker_proto::{Refusal, RequestId};
 use nix::unistd::Pid;
 
-pub(super) use self::commands::{Commands, Surroundings};
+pub(super) use self::commands::{Commands, Surroundings, environment, find_program};
 pub(super) use self::launch::{Order, launch};
 use super::hosted::{Launched, Main};
 use super::mains::Mains;
+use super::processes::News;
 use super::session::SessionId;
 use crate::core::backend::Trace;
 use crate::core::registry::BackendId;
@@ -69,6 +70,8 @@ pub(super) enum Report {
         request_id: RequestId,
         refusal: Refusal,
     },
+    /// What the keeper of durable processes tells.
+    Process(News),
     /// Nothing but that the work is done.
     Done,
 }
