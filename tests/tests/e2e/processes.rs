@@ -291,7 +291,7 @@ fn what_happens_is_on_record() {
     let page = session.admin(events(Selection::default())).expect("own user");
     let all = page["events"].as_array().expect("a list");
     let words: Vec<&str> = all.iter().filter_map(|event| event["event"].as_str()).collect();
-    assert_eq!(words, ["registered", "started", "ended"], "{page}");
+    assert_eq!(words, ["process_registered", "process_started", "process_ended"], "{page}");
     assert!(all.iter().all(|event| event["process"] == "x" && event.get("service").is_none()), "{page}");
     assert_eq!((&all[2]["state"], &all[2]["exit_code"]), (&"failed".into(), &2.into()));
     let of_default = Selection { instance: Some("default".to_owned()), ..Selection::default() };

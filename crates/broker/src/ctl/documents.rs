@@ -258,6 +258,8 @@ pub(super) struct Event {
     pub(super) delay_ms: Option<u64>,
     pub(super) refused: Option<Value>,
     pub(super) why: Option<String>,
+    /// Why it is quarantined.
+    pub(super) reason: Option<String>,
     /// How a process stands since.
     pub(super) state: Option<String>,
 }

@@ -101,16 +101,16 @@ pub(super) fn event(event: &Event) -> Value {
 fn process_event(happening: &processes::Happening) -> (&'static str, Value) {
     use processes::Happening;
     match happening {
-        Happening::Registered => ("registered", Value::Null),
-        Happening::Started { attempt, pid } => ("started", json!({ "attempt": attempt, "pid": pid })),
-        Happening::Adopted { attempt, pid } => ("adopted", json!({ "attempt": attempt, "pid": pid })),
-        Happening::Lost { attempt } => ("lost", json!({ "attempt": attempt })),
+        Happening::Registered => ("process_registered", Value::Null),
+        Happening::Started { attempt, pid } => ("process_started", json!({ "attempt": attempt, "pid": pid })),
+        Happening::Adopted { attempt, pid } => ("process_adopted", json!({ "attempt": attempt, "pid": pid })),
+        Happening::Lost { attempt } => ("process_lost", json!({ "attempt": attempt })),
         Happening::Ended { state, attempt, ended, reason } => {
             let (exit_code, signal) = (ended.exit_code, ended.signal);
             let details = json!({
                 "state": state, "attempt": attempt, "exit_code": exit_code, "signal": signal, "reason": reason,
             });
-            ("ended", details)
+            ("process_ended", details)
         }
     }
 }
@@ -141,6 +141,7 @@ fn backend_event(happening: &Happening, pid: Option<i32>, endpoint: Option<&str>
         Happening::Draining => ("draining", Value::Null),
         Happening::DrainEnded => ("drain_ended", Value::Null),
         Happening::Adopted => ("adopted", json!({ "pid": pid, "endpoint": endpoint })),
+        Happening::Quarantined { reason } => ("quarantined", json!({ "reason": reason })),
         Happening::Released => ("released", Value::Null),
     }
 }

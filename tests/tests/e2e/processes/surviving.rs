@@ -62,7 +62,7 @@ fn a_broker_killed_during_a_process_does_not_disturb_it() {
     let process = ended(&mut session, "x");
     assert_eq!((&process["state"], &process["exit_code"]), (&"failed".into(), &9.into()), "its real status");
     assert_eq!((output(&process), fs::read_to_string(runs).expect("it ran")), ("end\n".to_owned(), "1\n".to_owned()));
-    assert_eq!(events(&broker), ["adopted", "ended"]);
+    assert_eq!(events(&broker), ["process_adopted", "process_ended"]);
 }
 
 fn what_ended_while_no_broker_ran_is_not_run_again() {
@@ -127,7 +127,10 @@ fn a_lost_reaper_means_another_attempt() {
     let process = ended(&mut session, "x");
     assert_eq!((&process["exit_code"], &process["attempt"]), (&2.into(), &2.into()), "{process}");
     assert_eq!(fs::read_to_string(runs).expect("it ran"), "1\n2\n");
-    assert_eq!(events(&broker), ["registered", "started", "lost", "started", "ended"]);
+    assert_eq!(
+        events(&broker),
+        ["registered", "started", "lost", "started", "ended"].map(|word| format!("process_{word}"))
+    );
 }
 
 fn attempts_are_counted() {

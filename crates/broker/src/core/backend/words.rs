@@ -182,6 +182,8 @@ pub(crate) enum Happening {
     DrainEnded,
     /// It was started by an earlier broker, and lives.
     Adopted,
+    /// It cannot be proved what became of it, and it is set apart.
+    Quarantined { reason: String },
     /// Its quarantine is over.
     Released,
 }

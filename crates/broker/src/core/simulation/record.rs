@@ -92,7 +92,7 @@ impl Recorded {
                 self.started = true;
                 assert!(!self.ended, "only what runs is adopted");
             }
-            Happening::Released => {}
+            Happening::Quarantined { .. } | Happening::Released => {}
             Happening::DrainEnded => assert!(std::mem::take(&mut self.draining), "only a drain ends"),
         }
     }

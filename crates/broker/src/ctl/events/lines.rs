@@ -88,6 +88,11 @@ fn sentence(event: &Event) -> (Style, String) {
         "finished" => (plain, "finished by itself".to_owned()),
         "draining" => (CARE, "draining: takes no new clients".to_owned()),
         "drain_ended" => (plain, "takes new clients again".to_owned()),
+        "adopted" => (plain, format!("goes on under this broker{pid}{endpoint}")),
+        "quarantined" => {
+            (BAD, format!("quarantined: {}", harmless(event.reason.as_deref().unwrap_or("nobody says why"))))
+        }
+        "released" => (plain, "released from quarantine".to_owned()),
         "process_registered" => (plain, "registered".to_owned()),
         "process_started" => (plain, format!("attempt {} runs{pid}", event.attempt.unwrap_or(1))),
         "process_adopted" => (plain, format!("attempt {} goes on under this broker{pid}", event.attempt.unwrap_or(1))),

@@ -20,7 +20,7 @@ use super::driver::Driver;
 use super::hosted::{self, Hosted, Main};
 use super::ledger::Start;
 use super::work::Ending;
-use crate::core::backend::{Backend, Event, Memory};
+use crate::core::backend::{Backend, Event, Happening, Memory};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::failpoint;
 use crate::journal::{Change, Row, Unreadable};
@@ -129,6 +129,7 @@ impl Driver {
             }
             Verdict::Unclear(reason) => {
                 tracing::error!(backend = %key, generation, reason, "quarantined");
+                self.record(id, generation, Happening::Quarantined { reason });
                 spare(start.as_ref(), spared);
                 tally.quarantined += 1;
             }
