@@ -1,7 +1,7 @@
 //! Durable processes and the deaths around them: of the broker, of a reaper, of the machine.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use broker_proto::{AdminRequest, Selection};
 use broker_tests::{Broker, Setup, process_exists, processes_mentioning, trials, wait_until};
@@ -44,6 +44,11 @@ fn noted(broker: &Broker, rest: &str) -> (PathBuf, broker_proto::Work) {
     let work = gated(&broker.path("gate"), rest);
     let broker_proto::Work::Command { argv } = &work else { unreachable!("a command") };
     (runs.clone(), sh(&format!("echo $BROKER_PROCESS_ATTEMPT >> {}; {}", runs.display(), argv[2])))
+}
+
+/// Waits until a run is noted.
+fn wait_noted(runs: &Path) {
+    wait_until("its note", || fs::read_to_string(runs).is_ok_and(|text| text.ends_with('\n')));
 }
 
 fn a_broker_killed_during_a_process_does_not_disturb_it() {
@@ -114,7 +119,9 @@ fn a_lost_reaper_means_another_attempt() {
         format!("sleep 1000 & echo $! >> {0}; sleep 1000 > /dev/null 2>&1 & echo $! >> {0};", children.display());
     run(&mut session, spec("x", sh(&format!("{start} {}", argv[2]))));
     let first = running(&mut session, "x");
-    wait_until("its children run", || fs::read_to_string(&children).is_ok_and(|text| text.lines().count() == 2));
+    wait_noted(&runs);
+    let started = fs::read_to_string(&children).map(|text| text.lines().count());
+    assert_eq!(started.ok(), Some(2), "its children run");
     kill_hard(reaper_of(&first));
     let second = wait_process(&mut session, "x", "run again", |p| p["attempt"] == 2 && p["pid"].is_u64());
     assert_ne!(second["pid"], first["pid"]);
@@ -157,7 +164,7 @@ fn an_interrupted_process_is_run_again() {
     let (runs, work) = noted(&broker, "true");
     run(&mut session, spec("x", work));
     let first = running(&mut session, "x");
-    wait_until("its note", || runs.exists());
+    wait_noted(&runs);
     kill(reaper_of(&first), Signal::SIGTERM).expect("it runs");
     wait_process(&mut session, "x", "run again", |p| p["attempt"] == 2 && p["pid"].is_u64());
     broker.open_gate("gate");
@@ -170,7 +177,7 @@ fn after_a_reboot_it_is_run_again() {
     let (runs, work) = noted(&broker, "true");
     run(&mut broker.session(), spec("x", work));
     let first = running(&mut broker.session(), "x");
-    wait_until("its note", || runs.exists());
+    wait_noted(&runs);
     kill_broker(&mut broker);
     // A machine that loses its power writes no outcome, and comes back with another boot id and other processes.
     kill_hard(reaper_of(&first));
@@ -225,7 +232,7 @@ fn what_was_pending_is_run_by_the_next_broker() {
         run(&mut session, spec(id, work.clone()));
     }
     let a = running(&mut session, "a");
-    wait_until("its note", || runs.exists());
+    wait_noted(&runs);
     kill_broker(&mut broker);
     broker.open_gate("gate");
     broker.start_again();
@@ -243,7 +250,7 @@ fn a_machine_that_goes_down_tells_command_and_reaper_at_once() {
     let (runs, work) = noted(&broker, "true");
     run(&mut session, spec("x", work));
     let first = running(&mut session, "x");
-    wait_until("its note", || runs.exists());
+    wait_noted(&runs);
     let reaper = reaper_of(&first);
     // The command is quicker, which is the harder order: its end must not be taken for its own affair.
     kill(reaper, Signal::SIGSTOP).expect("it runs");
@@ -314,7 +321,7 @@ fn a_broker_is_used_as_long_as_its_processes_run() {
     let mut broker = Setup::new().arguments(&["--idle-exit", "200ms"]).start();
     let (runs, work) = noted(&broker, "true");
     run(&mut broker.session(), spec("x", work));
-    wait_until("its note", || runs.exists());
+    wait_noted(&runs);
     wait_until("it stays", || broker.log().contains("still in use: durable processes run"));
     broker.open_gate("gate");
     assert!(broker.ended().success(), "it leaves when nothing is left to do");

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use broker_tests::{Broker, processes_mentioning, trials};
+use broker_tests::{Broker, processes_mentioning, trials, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -98,10 +98,11 @@ fn attempts_never_overlap_whoever_dies() {
         let script = format!(
             "echo $BROKER_PROCESS_ID $BROKER_PROCESS_ATTEMPT >> {runs}; exec 9> {lock}; \
              flock -n 9 || echo $BROKER_PROCESS_ID $BROKER_PROCESS_ATTEMPT >> {overlaps}; \
-             sleep 1000 & setsid sleep 1000 & sleep 0.{pause}",
+             sleep 1000 & setsid sleep 1000 & while [ ! -e {gate} ]; do sleep 0.02; done; sleep 0.{pause}",
             runs = runs.display(),
             overlaps = overlaps.display(),
             lock = store.path(&format!("lock.{number}")).display(),
+            gate = store.path("gate").display(),
             pause = random.below(6),
         );
         let mut often = spec(&format!("x{number}"), sh(&script));
@@ -109,15 +110,24 @@ fn attempts_never_overlap_whoever_dies() {
         run(&mut session, often);
     }
     drop(session);
-    for _ in 0..FAULTS {
-        if random.below(3) == 0 {
+    // Both run as many as they may, and all of those wait at the gate.
+    wait_until("as many run as may", || counts(&runs).len() == 8);
+    for fault in 0..FAULTS {
+        if fault == FAULTS / 4 {
+            std::fs::write(store.path("gate"), "").expect("it can be written");
+        }
+        if fault > 0 && random.below(3) == 0 {
             let broker = &mut brokers[usize::from(random.below(2) == 0)];
             disturb(broker, &mut random);
         } else {
-            let mut reapers = processes_mentioning(store.0.path());
-            reapers.retain(|(_, command)| command.contains("@reap"));
-            if let Some(at) = random.below(1 + reapers.len() as u64).checked_sub(1) {
-                let _ = kill(Pid::from_raw(reapers[at as usize].0), Signal::SIGKILL);
+            let reapers = || -> Vec<i32> {
+                let all = processes_mentioning(store.0.path()).into_iter();
+                all.filter(|(_, command)| command.contains("@reap")).map(|(pid, _)| pid).collect()
+            };
+            let found = reapers();
+            if !found.is_empty() {
+                let at = usize::try_from(random.below(found.len() as u64)).expect("an index");
+                let _ = kill(Pid::from_raw(found[at]), Signal::SIGKILL);
             }
             thread::sleep(Duration::from_millis(random.below(50)));
         }
