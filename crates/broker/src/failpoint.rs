@@ -10,6 +10,15 @@ pub(crate) fn reached(name: &str) {
     }
 }
 
+/// Does something first and dies then, if a test wants it.
+#[inline]
+pub(crate) fn reached_after<T>(name: &str, first: impl FnOnce() -> T) {
+    if is_next(name) {
+        let _ = first();
+        die();
+    }
+}
+
 /// Dies. Only for those who asked [`is_next`] and did something first.
 pub(crate) fn die() {
     let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);

@@ -16,6 +16,7 @@ use super::places::fnv1a;
 use crate::core::backend::{Memory, Phase, Trace};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{Timestamp, millis};
+use crate::failpoint;
 use crate::journal::{self, Change};
 use crate::process::boot::boot_id;
 use crate::process::identity::{Identity, pid_number};
@@ -129,6 +130,17 @@ fn phase(memory: &Memory) -> journal::Phase {
     }
 }
 
+/// Where a test may have the broker die: before that phase is written down, and once it is.
+fn places_of(phase: journal::Phase) -> (&'static str, &'static str) {
+    match phase {
+        journal::Phase::Inactive => ("before-rest", "after-rest"),
+        journal::Phase::Intent | journal::Phase::Starting => ("before-starting", "after-starting"),
+        journal::Phase::Ready => ("before-ready", "after-ready"),
+        journal::Phase::Stopping => ("before-stopping", "after-stopping"),
+        journal::Phase::Quarantined => ("before-quarantined", "after-quarantined"),
+    }
+}
+
 /// How a generation ended, as far as it is known.
 fn outcome(exit: Option<(Exit, std::time::Duration)>, trace: &Trace) -> String {
     let (exit_code, signal) = match exit {
@@ -148,13 +160,18 @@ impl Driver {
         let machine = backend.memory();
         let (generation, phase) = (machine.generation, phase(&machine));
         let memory = text(&Remembered { definition: hosted.fingerprint, boot_id: self.here.boot_id.clone(), machine });
+        let (before, after) = places_of(phase);
+        failpoint::reached(before);
         self.journal.tell(Change::Told { key: key.clone(), generation, phase, memory });
+        failpoint::reached_after(after, || self.journal.flush());
     }
 
     /// Writes down who the main process of a running generation is now.
     pub(super) fn remember_main(&mut self, id: BackendId) {
         if let Some(running) = self.hosted.get(&id).and_then(|hosted| hosted.running.as_ref()) {
+            failpoint::reached("before-main");
             self.journal.tell(running.start.as_change());
+            failpoint::reached_after("after-main", || self.journal.flush());
         }
     }
 
@@ -163,7 +180,9 @@ impl Driver {
         let Some((key, _)) = self.registry.get(id) else { return };
         let exit = self.hosted.get_mut(&id).and_then(|hosted| hosted.exit.take());
         let outcome = outcome(exit, trace);
+        failpoint::reached("before-ended");
         self.journal.tell(Change::Ended { key: key.clone(), generation, outcome });
+        failpoint::reached_after("after-ended", || self.journal.flush());
     }
 
     /// The state of the journal, for `status`.

@@ -252,6 +252,7 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
     // Nobody reads reports any more, so nobody may wait for that.
     drop(reported);
     driver.borrow_mut().processes.stop();
+    failpoint::reached("after-flush");
     tracing::info!("ended");
     driver.borrow().remove_sockets();
     ownership.leave();

@@ -96,10 +96,7 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     })?;
     start.runs_as(&facts, pid);
     order.journal.tell(start.as_change());
-    if failpoint::is_next("after-pid") {
-        order.journal.flush();
-        failpoint::die();
-    }
+    failpoint::reached_after("after-pid", || order.journal.flush());
     log_file::prune(&order.logs, usize::try_from(definition.log.keep).unwrap_or(usize::MAX), &log.path);
     let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
     let dies_with_broker = spawned.dies_with_parent;
