@@ -3,11 +3,14 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+use broker_proto::Endpoint;
 use nix::unistd::Pid;
 
 use super::left::Left;
 use crate::core::backend::Phase;
 use crate::daemon::ledger::{Here, Start};
+use crate::daemon::perform::connect;
+use crate::net::endpoint::ConnectError;
 use crate::process::identity::{self, Identity, Stat};
 use crate::process::kernel::{has_ended, pidfd_open};
 use crate::process::leftovers::heirs;
@@ -27,8 +30,8 @@ pub(super) enum Verdict {
     Alive(Found),
     /// It lives, though the kernel ends it with the broker that is gone.
     Doomed(Found),
-    /// Its main process is gone; what is left of it is known by these facts.
-    Gone(Box<StartFacts>),
+    /// Its main process is gone; what is left of it is known by these facts, if anything may be left.
+    Gone(Option<Box<StartFacts>>),
     /// It cannot be told, for this reason.
     Unclear(String),
 }
@@ -51,6 +54,15 @@ enum Seen {
     Unclear(String),
 }
 
+/// How far a backend was that may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Was {
+    Starting,
+    /// It may have been ready an instant before it forked away.
+    JustReady,
+    Settled,
+}
+
 /// Judges, in this boot and namespace.
 pub(super) struct Judge {
     here: Here,
@@ -69,17 +81,20 @@ impl Judge {
         if !is_of_this_boot {
             return Verdict::OtherBoot;
         }
-        let is_starting = match &left.memory.phase {
+        let was = match &left.memory.phase {
             Phase::Inactive { .. } | Phase::Failed { .. } => return Verdict::Rests,
             Phase::Quarantined { reason } => return Verdict::Unclear(reason.clone()),
-            Phase::Starting { .. } => true,
-            Phase::Ready { .. } | Phase::Stopping { .. } => false,
+            Phase::Starting { .. } => Was::Starting,
+            Phase::Ready { proved: false, .. } => Was::JustReady,
+            Phase::Ready { .. } | Phase::Stopping { .. } => Was::Settled,
         };
         let Some(start) = &left.start else {
-            return if is_starting {
-                Verdict::NeverStarted
-            } else {
-                Verdict::Unclear("the journal says that it runs, and not as what".to_owned())
+            return match was {
+                Was::Starting => Verdict::NeverStarted,
+                Was::JustReady | Was::Settled if left.is_over => Verdict::Gone(None),
+                Was::JustReady | Was::Settled => {
+                    Verdict::Unclear("the journal says that it runs, and not as what".to_owned())
+                }
             };
         };
         if start.here.pid_namespace != self.here.pid_namespace {
@@ -94,7 +109,7 @@ impl Judge {
                 Err(reason) => return Verdict::Unclear(reason),
             },
         };
-        self.look(start, identity, is_starting)
+        self.look(start, identity, was)
     }
 
     /// Who the record says that the child was.
@@ -111,7 +126,7 @@ impl Judge {
         }
     }
 
-    fn look(&mut self, start: &Start, identity: Identity, is_starting: bool) -> Verdict {
+    fn look(&mut self, start: &Start, identity: Identity, was: Was) -> Verdict {
         let facts = || match &start.process {
             Some(process) => process.facts.clone(),
             None => StartFacts::of_another(identity, start.log.as_deref(), start.notify.clone()),
@@ -122,21 +137,41 @@ impl Judge {
                 let found = Found { main: identity, group: stat.group, pidfd, facts: facts(), known: known() };
                 if start.record.is_some() { Verdict::Alive(found) } else { Verdict::Doomed(found) }
             }
-            Seen::Gone if is_starting => self.heir(facts(), known()),
-            Seen::Gone => Verdict::Gone(Box::new(facts())),
+            Seen::Gone => self.heir(start, was, facts(), known()),
             Seen::Unclear(reason) => Verdict::Unclear(reason),
         }
     }
 
     /// A daemon may have forked away while no broker looked; then the oldest of what it left is the backend.
-    fn heir(&mut self, facts: StartFacts, mut known: Vec<Pid>) -> Verdict {
+    ///
+    /// How its first process ended nobody knows. So what looks like the workers of one that died is not taken for such a
+    /// daemon: several orphans that stayed in its session; nor is, where it served already, what serves no more.
+    fn heir(&mut self, start: &Start, was: Was, facts: StartFacts, mut known: Vec<Pid>) -> Verdict {
+        if was == Was::Settled {
+            return Verdict::Gone(Some(Box::new(facts)));
+        }
         let all = self.all.get_or_insert_with(|| identity::all().unwrap_or_default());
-        let mut heirs = heirs(&facts, all).into_iter();
-        let Some((stat, pidfd)) = heirs.next() else { return Verdict::Gone(Box::new(facts)) };
+        let found = heirs(&facts, all);
+        let is_orphan = |stat: &Stat| !found.iter().any(|(other, _)| other.pid == stat.parent);
+        let orphans: Vec<&Stat> = found.iter().map(|(stat, _)| stat).filter(|stat| is_orphan(stat)).collect();
+        let has_left = orphans.iter().any(|stat| stat.session != facts.leader.pid);
+        let is_daemon = match was {
+            Was::Starting => has_left || orphans.len() == 1,
+            Was::JustReady | Was::Settled => has_left && start.endpoint.as_ref().is_some_and(serves),
+        };
+        let mut heirs = found.into_iter();
+        let Some((stat, pidfd)) = heirs.next().filter(|_| is_daemon) else {
+            return Verdict::Gone(Some(Box::new(facts)));
+        };
         known.push(facts.leader.pid);
         known.extend(heirs.map(|(stat, _)| stat.pid));
         Verdict::Alive(Found { main: stat.identity(), group: stat.group, pidfd, facts, known })
     }
+}
+
+/// Whether somebody accepts there.
+fn serves(endpoint: &Endpoint) -> bool {
+    matches!(connect(endpoint), Ok(_) | Err(ConnectError::Busy))
 }
 
 /// Looks at a process: its descriptor is opened first, then the facts are read, then it is asked whether it has ended.

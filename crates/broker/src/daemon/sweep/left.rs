@@ -8,7 +8,7 @@ use crate::core::backend::Memory;
 use crate::core::registry::BackendKey;
 use crate::daemon::ledger::{Remembered, Start};
 use crate::daemon::places::Places;
-use crate::journal::Row;
+use crate::journal::{Phase, Row};
 use crate::process::start_record;
 
 /// A backend as it was left.
@@ -21,6 +21,8 @@ pub(super) struct Left {
     /// Of the definition that the memory was made for, if it is known.
     pub(super) fingerprint: Option<u64>,
     pub(super) start: Option<Start>,
+    /// The journal says that nothing is left of it: its broker died before it decided what follows.
+    pub(super) is_over: bool,
 }
 
 /// Puts all of it together. Records of starts that are over are removed.
@@ -39,9 +41,14 @@ pub(super) fn gather(rows: Vec<Row>, places: &Places) -> Vec<Left> {
 
 /// The newest start that a record tells of, for each backend of which the journal does not know as much.
 fn newest_records(rows: &[Row], places: &Places) -> HashMap<BackendKey, Start> {
-    let known: HashMap<&BackendKey, u64> = rows.iter().map(|row| (&row.key, row.generation)).collect();
+    // A row that tells of no start while something may run knows less of that generation than a record does.
+    let is_told = |row: &&Row| row.launch.is_some() || matches!(row.phase, Phase::Inactive | Phase::Quarantined);
+    let known: HashMap<&BackendKey, u64> = rows
+        .iter()
+        .map(|row| (&row.key, if is_told(&row) { row.generation } else { row.generation.saturating_sub(1) }))
+        .collect();
     let expected: std::collections::HashSet<PathBuf> =
-        rows.iter().map(|row| places.start(&row.key, row.generation)).collect();
+        rows.iter().filter(is_told).map(|row| places.start(&row.key, row.generation)).collect();
     let files = start_record::list(&places.starts()).unwrap_or_else(|error| {
         tracing::error!(%error, "the start records cannot be read");
         Vec::new()
@@ -76,7 +83,7 @@ fn read(path: &Path) -> Option<Start> {
     }
 }
 
-fn discard(path: &Path) {
+pub(super) fn discard(path: &Path) {
     if let Err(error) = std::fs::remove_file(path) {
         tracing::warn!(%error, record = %path.display(), "cannot remove the record of a start that is over");
     }
@@ -93,9 +100,14 @@ fn of_row(row: Row, newer: Option<Start>) -> Left {
             (memory, None, None)
         }
     };
-    if let Some(start) = newer {
-        return of_record(Some((memory, fingerprint)), start);
+    match newer {
+        Some(start) if start.generation == memory.generation => {
+            return Left { key: row.key, memory, boot_id, fingerprint, start: Some(start), is_over: false };
+        }
+        Some(start) => return of_record(Some((memory, fingerprint)), start),
+        None => {}
     }
+    let is_over = row.launch.is_none() && row.phase == Phase::Stopping;
     let start = row.launch.as_deref().and_then(|launch| match serde_json::from_str::<Start>(launch) {
         Ok(start) => Some(start),
         Err(error) => {
@@ -105,7 +117,7 @@ fn of_row(row: Row, newer: Option<Start>) -> Left {
     });
     // A damaged document of a start is made good by its record.
     let start = start.filter(|start| start.generation == memory.generation);
-    Left { key: row.key, memory, boot_id, fingerprint, start }
+    Left { key: row.key, memory, boot_id, fingerprint, start, is_over }
 }
 
 fn of_record(known: Option<(Memory, Option<u64>)>, start: Start) -> Left {
@@ -115,5 +127,5 @@ fn of_record(known: Option<(Memory, Option<u64>)>, start: Start) -> Left {
         None => (Memory::of_a_start(start.generation, start.began, ceiling), None),
     };
     let memory = memory.past_its_ceiling(crate::daemon::clock::now());
-    Left { key: start.key.clone(), memory, boot_id: None, fingerprint, start: Some(start) }
+    Left { key: start.key.clone(), memory, boot_id: None, fingerprint, start: Some(start), is_over: false }
 }

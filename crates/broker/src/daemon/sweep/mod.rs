@@ -10,6 +10,7 @@ mod left;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use broker_proto::{Endpoint, Exit};
 
@@ -44,11 +45,14 @@ impl Driver {
         failpoint::reached("sweep-begun");
         let mut spared = HashSet::new();
         let mut tally = Tally::default();
+        let apart: HashSet<BackendKey> = unreadable.iter().filter_map(|row| row.key.clone()).collect();
         for row in unreadable {
             self.set_apart(row, &mut spared, &mut tally);
         }
         let mut judge = Judge::new(self.here.clone());
-        let all = left::gather(rows, &self.places);
+        let mut all = left::gather(rows, &self.places);
+        // The record of a start is no reason to trust it: its row says more, and is not understood.
+        all.retain(|left| !apart.contains(&left.key));
         let half = all.len() / 2;
         for (number, left) in all.into_iter().enumerate() {
             if number == half {
@@ -70,6 +74,9 @@ impl Driver {
     fn settle(&mut self, left: Left, verdict: Verdict, spared: &mut HashSet<PathBuf>, tally: &mut Tally) {
         let Left { key, memory, fingerprint, start, .. } = left;
         let own = start.as_ref().map(|start| Arc::clone(&start.definition));
+        if matches!(verdict, Verdict::Rests | Verdict::NeverStarted | Verdict::OtherBoot) {
+            start.iter().filter_map(|start| start.record.as_deref()).for_each(left::discard);
+        }
         let newest = self.catalog.services.get(&key.service).and_then(|service| service.daemon(&key.version));
         let newest = newest.map(Arc::clone);
         // What runs keeps what it was started with; what does not is started with the newest.
@@ -81,7 +88,7 @@ impl Driver {
         let Some(definition) = definition else {
             if let Verdict::Unclear(reason) = verdict {
                 tracing::error!(backend = %key, reason, "left as it is, since no service file defines it any more");
-                spare(start.as_ref(), spared);
+                self.spare_all(&key, start.as_ref(), spared);
             } else {
                 self.journal.tell(Change::Forgotten { key });
             }
@@ -118,7 +125,7 @@ impl Driver {
                 tracing::warn!(backend = %key, generation, "ended while no broker ran");
                 tally.gone += 1;
                 self.dispatch(id, Event::Exited { generation, exit: Exit::Unknown, survivors: false });
-                let ending = remains(start.as_ref(), None, Some(Arc::new(*facts)));
+                let ending = remains(start.as_ref(), None, facts.map(|facts| Arc::new(*facts)));
                 self.end_with(id, generation, ending);
             }
             Verdict::Doomed(found) => {
@@ -130,7 +137,7 @@ impl Driver {
             Verdict::Unclear(reason) => {
                 tracing::error!(backend = %key, generation, reason, "quarantined");
                 self.record(id, generation, Happening::Quarantined { reason });
-                spare(start.as_ref(), spared);
+                self.spare_all(&key, start.as_ref(), spared);
                 tally.quarantined += 1;
             }
         }
@@ -155,7 +162,10 @@ impl Driver {
     fn set_apart(&mut self, row: Unreadable, spared: &mut HashSet<PathBuf>, tally: &mut Tally) {
         let Unreadable { instance, service, version, key, pid, reason, launch, .. } = row;
         let start: Option<Start> = launch.and_then(|launch| serde_json::from_str(&launch).ok());
-        spare(start.as_ref(), spared);
+        match &key {
+            Some(key) => self.spare_all(key, start.as_ref(), spared),
+            None => spare(start.as_ref(), spared),
+        }
         let definition = key.as_ref().and_then(|key| {
             self.catalog.services.get(&key.service).and_then(|service| service.daemon(&key.version)).cloned()
         });
@@ -163,12 +173,18 @@ impl Driver {
         tracing::error!(instance, service, version, ?pid, reason, "quarantined");
         tally.quarantined += 1;
         if let (Some(key), Some(definition)) = (key, definition) {
-            self.restore(
-                &key,
-                Memory::of_a_start(0, now(), std::time::Duration::ZERO).quarantined(reason),
-                &definition,
-            );
+            // A generation that was given out is not given again.
+            let generation = start.map_or(0, |start| start.generation);
+            let memory = Memory::of_a_start(generation, now(), Duration::ZERO).quarantined(reason);
+            self.restore(&key, memory, &definition);
         }
+    }
+
+    /// Keeps the files of every start of a backend: which of them something still uses cannot be told.
+    fn spare_all(&self, key: &BackendKey, start: Option<&Start>, spared: &mut HashSet<PathBuf>) {
+        spare(start, spared);
+        spared.extend(log_file::list(&self.places.logs(key)).unwrap_or_default());
+        spared.insert(self.places.socket(key));
     }
 }
 
