@@ -27,8 +27,8 @@ const LOG_LINES: usize = 120;
 /// A running broker. At the end of the test it is told to stop, must stop well, and must leave no process behind.
 #[derive(Debug)]
 pub struct Broker {
-    setup: Setup,
-    child: Option<Child>,
+    pub(crate) setup: Setup,
+    pub(crate) child: Option<Child>,
     may_leave_processes: bool,
 }
 
@@ -45,9 +45,13 @@ impl Broker {
 
     #[track_caller]
     pub(crate) fn of(setup: Setup) -> Self {
-        let mut broker = Self { setup, child: None, may_leave_processes: false };
+        let mut broker = Self::unstarted(setup);
         broker.start_again();
         broker
+    }
+
+    pub(crate) fn unstarted(setup: Setup) -> Self {
+        Self { setup, child: None, may_leave_processes: false }
     }
 
     /// Starts brokerd on the same folder again, after its end, and waits until it answers: it accepts before that.
@@ -56,11 +60,32 @@ impl Broker {
     /// It does not answer.
     #[track_caller]
     pub fn start_again(&mut self) {
+        let command = self.daemon();
+        self.spawn(command);
+        self.wait_until_it_answers();
+    }
+
+    /// Runs brokerd by this command, once nothing is left of the one before.
+    #[track_caller]
+    pub(crate) fn spawn(&mut self, command: Command) {
+        self.wait_until_free();
+        self.execute(command);
+    }
+
+    pub(crate) fn execute(&mut self, mut command: Command) {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the folder takes a file");
-        let mut command = self.daemon();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let child = self.child.insert(command.spawn().expect("brokerd can be executed"));
+        self.child = Some(command.spawn().expect("brokerd can be executed"));
+    }
+
+    /// Waits until brokerd answers.
+    ///
+    /// # Panics
+    /// It ends before.
+    #[track_caller]
+    pub fn wait_until_it_answers(&mut self) {
+        let child = self.child.as_mut().expect("brokerd was started");
         let socket = self.setup.folder().join("run/broker.sock");
         wait_until("brokerd answers", || {
             let ended = child.try_wait().expect("a child can be waited for");
@@ -73,7 +98,7 @@ impl Broker {
     #[must_use]
     pub fn daemon(&self) -> Command {
         let folder = self.folder();
-        let mut command = Command::new(sibling("brokerd"));
+        let mut command = self.setup.program();
         command.arg("--socket").arg(self.socket());
         command.arg("--services").arg(folder.join("services.d"));
         command.arg("--state-dir").arg(folder.join("state"));

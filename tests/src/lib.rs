@@ -5,6 +5,7 @@
 
 mod broker;
 mod command;
+mod deaths;
 mod dial;
 mod leftovers;
 mod programs;

@@ -83,9 +83,20 @@ impl Session {
     /// The broker closed the connection.
     #[track_caller]
     pub fn send(&mut self, message: &ClientMessage) {
+        self.try_send(message).expect("the broker takes a message");
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// The broker closed the connection.
+    ///
+    /// # Panics
+    /// The message is too long.
+    pub fn try_send(&mut self, message: &ClientMessage) -> io::Result<()> {
         let mut frame = Vec::new();
         encode_frame(message, &mut frame).expect("short messages can be encoded");
-        self.write(&frame).expect("the broker takes a message");
+        self.write(&frame)
     }
 
     /// A Hello for any version of a service in the default instance, to be changed and sent.

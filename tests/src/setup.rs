@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::broker::Broker;
+use crate::programs::sibling;
 use crate::service::Service;
 
 /// What a broker is started with.
@@ -15,6 +17,8 @@ pub struct Setup {
     folder: TempDir,
     pub(crate) arguments: Vec<String>,
     pub(crate) variables: Vec<(String, String)>,
+    /// What brokerd's command line is handed to, if anything.
+    wrapper: Vec<String>,
 }
 
 impl Default for Setup {
@@ -34,7 +38,7 @@ impl Setup {
         for name in ["services.d", "starts", "home"] {
             fs::create_dir(folder.path().join(name)).expect("a new folder is empty");
         }
-        Self { folder, arguments: Vec::new(), variables: Vec::new() }
+        Self { folder, arguments: Vec::new(), variables: Vec::new(), wrapper: Vec::new() }
     }
 
     /// The folder.
@@ -90,6 +94,28 @@ impl Setup {
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Has brokerd executed by another command, which is handed brokerd's command line behind these arguments.
+    #[must_use]
+    pub fn wrapper(mut self, command: &[&str]) -> Self {
+        self.wrapper = command.iter().map(|&text| text.to_owned()).collect();
+        self
+    }
+
+    /// brokerd's program, without arguments.
+    pub(crate) fn program(&self) -> Command {
+        let program = sibling("brokerd");
+        let Some((wrapper, arguments)) = self.wrapper.split_first() else { return Command::new(program) };
+        let mut command = Command::new(wrapper);
+        command.args(arguments).arg(program);
+        command
+    }
+
+    /// A broker that has not been started yet.
+    #[must_use]
+    pub fn unstarted(self) -> Broker {
+        Broker::unstarted(self)
     }
 
     /// Starts the broker and waits until it accepts.

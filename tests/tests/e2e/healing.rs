@@ -31,13 +31,13 @@ trials![
 ];
 
 /// Settings of a client that comes back soon and does not give up.
-fn eager(broker: &Broker) -> Builder {
+pub(crate) fn eager(broker: &Broker) -> Builder {
     let config = ReconnectConfig::new(Duration::from_millis(5), Duration::from_millis(50), u32::MAX);
     Client::builder().socket(broker.socket()).reconnect(config.expect("sound settings")).deadline(BOUND)
 }
 
 /// The process at the other end.
-async fn who(stream: &mut BackendStream) -> io::Result<u64> {
+pub(crate) async fn who(stream: &mut BackendStream) -> io::Result<u64> {
     stream.write_all(b"who\n").await?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).await?;

@@ -1,19 +1,20 @@
 //! From start to end: the gates before readiness, forking away, workers, notifications, and the ways to die.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, fork, setsid};
 
 use crate::facts;
 use crate::options::Options;
-use crate::serve::{Listener, serve};
+use crate::serve::{Listener, serve, serve_one_by_one};
 
 /// How often gates that are files are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
@@ -33,6 +34,7 @@ pub(crate) fn live(options: &Options) -> i32 {
     if options.fork_away && !is_daemon_after_forking_away() {
         return 0;
     }
+    let _lock = options.lock.as_ref().map(|path| lock(path));
     if let Some(path) = &options.log_start {
         log_start(path);
     }
@@ -80,6 +82,9 @@ pub(crate) fn live(options: &Options) -> i32 {
     if says_ready {
         pass_gate(options);
         notify("READY=1");
+    }
+    if options.small {
+        serve_one_by_one(&listener);
     }
     let ready_at = Instant::now();
     if options.workers == 0 && !options.full_backlog {
@@ -150,6 +155,29 @@ fn log_start(path: &Path) {
     if let Err(error) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
         eprintln!("fake-backend: cannot log the start in {}: {error}", path.display());
     }
+}
+
+/// Locks the file, as the only living process of its key; who finds it locked writes that down and goes on.
+fn lock(path: &Path) -> Option<Flock<File>> {
+    let tried = OpenOptions::new().create(true).read(true).append(true).open(path).map(|file| {
+        let own = format!("{}\n", std::process::id());
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut locked) => locked.set_len(0).and_then(|()| locked.write_all(own.as_bytes())).map(|()| Some(locked)),
+            Err((mut file, _)) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                let command = fs::read(format!("/proc/{}/cmdline", holder.trim())).unwrap_or_default();
+                let command = String::from_utf8_lossy(&command).replace('\0', " ");
+                let scream = format!("{} found {} ({command})\n", own.trim(), holder.trim());
+                let screams = OpenOptions::new().create(true).append(true).open(path.with_extension("screams"));
+                screams.and_then(|mut file| file.write_all(scream.as_bytes())).map(|()| None)
+            }
+        }
+    });
+    tried.and_then(|result| result).unwrap_or_else(|error| {
+        eprintln!("fake-backend: cannot lock {}: {error}", path.display());
+        None
+    })
 }
 
 /// Writes a file so that nobody ever sees half of it.

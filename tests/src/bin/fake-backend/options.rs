@@ -37,6 +37,10 @@ pub(crate) struct Options {
     pub(crate) ignore_term: bool,
     /// `--log-start FILE`: appends `PID MONOTONIC_MS` at each start.
     pub(crate) log_start: Option<PathBuf>,
+    /// `--lock FILE`: locks FILE for its whole life, and says in FILE.screams if a living process has it.
+    pub(crate) lock: Option<PathBuf>,
+    /// `--small`: one thread, which serves one connection after the other; for the test that has a thousand of them.
+    pub(crate) small: bool,
     /// `--stderr TEXT`: writes TEXT to stderr at the start.
     pub(crate) stderr: Option<String>,
     /// `--print-facts FILE`: writes what it finds itself to be, as JSON, before it opens anything.
@@ -70,6 +74,8 @@ impl Options {
                 "--extend" => options.extend_usec = Some(number(&value()?)?),
                 "--ignore-term" => options.ignore_term = true,
                 "--log-start" => options.log_start = Some(value()?.into()),
+                "--lock" => options.lock = Some(value()?.into()),
+                "--small" => options.small = true,
                 "--stderr" => options.stderr = Some(value()?),
                 "--print-facts" => options.print_facts = Some(value()?.into()),
                 "--cat" => options.cat = true,

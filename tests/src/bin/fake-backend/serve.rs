@@ -84,6 +84,17 @@ pub(crate) fn serve(listener: &Listener, cat: bool) {
     }
 }
 
+/// Accepts for ever, one connection after the other, all on this thread.
+pub(crate) fn serve_one_by_one(listener: &Listener) -> ! {
+    loop {
+        match listener {
+            Listener::Unix { listener, .. } => listener.accept().map(|(stream, _)| converse(&stream, &stream, false)),
+            Listener::Tcp(listener) => listener.accept().map(|(stream, _)| converse(&stream, &stream, false)),
+        }
+        .unwrap_or_else(|error| eprintln!("fake-backend: accept: {error}"));
+    }
+}
+
 /// One connection, until its end; an error is its end too.
 fn converse(input: impl Read, output: impl Write, cat: bool) {
     let _ = if cat { echo_bytes(input, output) } else { echo_lines(input, output) };
