@@ -3,6 +3,7 @@
 //! Each module is one theme; what is in it is listed at its head. The slow ones come first: tests run several at a time.
 
 mod access;
+mod adoption;
 mod autostart;
 mod background;
 mod blocking;
@@ -36,10 +37,18 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let modules = [
+        adoption::MANY,
+        adoption::TORTURE,
         healing::RESTARTS,
+        adoption::EVERYWHERE,
         healing::TRIALS,
         heartbeats::TRIALS,
         idle_exit::TRIALS,
+        adoption::STARTING,
+        adoption::TAKEN_OVER,
+        adoption::BUDGET,
+        adoption::STRANGERS,
+        adoption::TROUBLE,
         readiness::TRIALS,
         recovery::TRIALS,
         doubts::TRIALS,
@@ -74,6 +83,7 @@ fn main() -> ExitCode {
         (namespaces::TRIALS, namespaces::hindrance()),
         (namespaces::in_python::TRIALS, namespaces::in_python::hindrance()),
         (access::TRIALS, access::hindrance()),
+        (adoption::full::TRIALS, adoption::full::hindrance()),
     ];
     let others = modules.into_iter().map(|module| (module, None));
     let mut trials = Vec::new();

@@ -1,0 +1,265 @@
+//! The broker is killed wherever it can be, on the way to everything that it does, and the next one knows everything.
+
+use std::thread;
+
+use broker_proto::AdminRequest;
+use broker_tests::{Broker, Setup, process_exists, trials, wait_until};
+use nix::sys::signal::Signal;
+
+use super::agreement::assert_agreement;
+use super::{KINDS, all_of, every_kind, kill, kind, order, pid_of, served, settled};
+
+trials![
+    killed_on_the_way_to_a_first_start,
+    killed_on_the_way_to_a_retry,
+    killed_while_a_backend_is_stopped,
+    killed_while_a_crash_is_worked_off,
+    killed_while_it_makes_way,
+    killed_while_it_stops_everything,
+    killed_while_it_takes_over_what_lives,
+    killed_while_it_takes_over_what_died,
+    killed_while_it_ends_what_was_to_be_ended,
+];
+
+/// Each step of a start, from the first that is written of it to its readiness.
+pub(super) const OF_A_START: [&str; 10] = [
+    "before-starting",
+    "after-starting",
+    "before-intent",
+    "after-intent",
+    "child-before-record",
+    "child-after-record",
+    "after-fork",
+    "after-pid",
+    "before-ready",
+    "after-ready",
+];
+
+/// Those of a daemon that forked away, between.
+pub(super) const OF_FORKING_AWAY: [&str; 2] = ["before-main", "after-main"];
+
+/// Each step of an end, whatever it came of.
+pub(super) const OF_AN_END: [&str; 8] = [
+    "before-stopping",
+    "after-stopping",
+    "before-end",
+    "after-end",
+    "before-ended",
+    "after-ended",
+    "before-rest",
+    "after-rest",
+];
+
+/// The two more of an end that was asked for.
+pub(super) const OF_ASKING: [&str; 2] = ["before-terminate", "after-terminate"];
+
+/// Says where it was when a check failed.
+struct Case<'a>(&'a str, &'a str);
+
+impl Drop for Case<'_> {
+    #[expect(clippy::print_stderr, reason = "a failure names its failpoint")]
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- this was failpoint {} with {}", self.0, self.1);
+        }
+    }
+}
+
+/// Each failpoint with each kind of daemon that comes by it.
+fn for_each(failpoints: &[&str], test: impl Fn(&str, &str)) {
+    for failpoint in failpoints {
+        let name = failpoint.split('@').next().expect("a name");
+        for service in KINDS.iter().filter(|service| !OF_FORKING_AWAY.contains(&name) || **service == "away") {
+            let _case = Case(failpoint, service);
+            test(failpoint, service);
+        }
+    }
+}
+
+/// The next broker is started, all agrees, and a client is served; by a backend which is the `starts`-th at most.
+#[track_caller]
+fn goes_on(broker: &mut Broker, service: &str, starts: usize) {
+    broker.start_again();
+    assert_agreement(broker, &[service]);
+    let _ = settled(broker, service);
+    assert_agreement(broker, &[service]);
+    let started = broker.starts(service);
+    assert!(started.len() <= starts, "{starts} starts were enough: {started:?}");
+    ends_with_its_broker(broker, &[service]);
+}
+
+/// SIGINT leaves nothing.
+fn ends_with_its_broker(broker: &mut Broker, services: &[&str]) {
+    broker.signal(Signal::SIGINT);
+    assert!(broker.ended().success());
+    services.iter().for_each(|service| broker.assert_gone(service));
+}
+
+/// A broker with that service that is going to die there.
+fn armed(failpoint: &str, service: &str) -> Broker {
+    // A backoff that is to be seen is not over by then.
+    let backoff = if failpoint.ends_with("rest") { "1s" } else { "20ms" };
+    let service = kind(service).toml(&format!("[recovery]\nretry_backoff = \"{backoff}\""));
+    let mut broker = Setup::new().service(&service).unstarted();
+    broker.start_armed(failpoint);
+    broker.wait_until_it_answers();
+    broker
+}
+
+fn killed_on_the_way_to_a_first_start() {
+    for_each(&[OF_A_START.as_slice(), &OF_FORKING_AWAY].concat(), |failpoint, service| {
+        let mut broker = armed(failpoint, service);
+        broker.session().hello(service);
+        broker.dies();
+        goes_on(&mut broker, service, 1);
+    });
+}
+
+fn killed_on_the_way_to_a_retry() {
+    let second = OF_A_START.map(|name| format!("{name}@2"));
+    for_each(&second.each_ref().map(String::as_str), |failpoint, service| {
+        let mut broker = armed(failpoint, service);
+        let mut session = broker.session();
+        let _ = session.hold(service);
+        kill(settled(&broker, service));
+        broker.dies();
+        goes_on(&mut broker, service, 2);
+    });
+}
+
+fn killed_while_a_backend_is_stopped() {
+    for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), |failpoint, service| {
+        let mut broker = armed(failpoint, service);
+        let _ = broker.resolve(service);
+        order(&mut broker.session(), AdminRequest::Stop { selection: all_of(service), deadline_ms: None });
+        broker.dies();
+        goes_on(&mut broker, service, 2);
+    });
+}
+
+fn killed_while_a_crash_is_worked_off() {
+    for_each(&OF_AN_END, |failpoint, service| {
+        let mut broker = armed(failpoint, service);
+        let mut session = broker.session();
+        let _ = session.hold(service);
+        kill(settled(&broker, service));
+        broker.dies();
+        goes_on(&mut broker, service, 2);
+    });
+}
+
+/// A broker of every kind, each of which runs; their processes.
+fn every_kind_runs() -> (Broker, Vec<u64>) {
+    let broker = every_kind().start();
+    let pids = KINDS.map(|service| settled(&broker, service)).to_vec();
+    (broker, pids)
+}
+
+/// The next broker has every one of them, as it was.
+fn all_are_kept(broker: &mut Broker, pids: &[u64]) {
+    broker.start_again();
+    assert_agreement(broker, &KINDS);
+    for (service, pid) in KINDS.iter().zip(pids) {
+        let backend = broker.backend(service);
+        assert_eq!((pid_of(&backend), &backend["adopted"]), (*pid, &true.into()), "{backend}");
+        let (_, backend) = served(broker, service);
+        assert_eq!((pid_of(&backend), &backend["generation"]), (*pid, &1.into()), "{backend}");
+        assert_eq!(broker.starts(service).len(), 1);
+    }
+    ends_with_its_broker(broker, &KINDS);
+}
+
+fn killed_while_it_makes_way() {
+    for failpoint in ["leaving", "before-flush", "after-flush"] {
+        for is_ordered in [false, true] {
+            let _case = Case(failpoint, if is_ordered { "an order" } else { "SIGTERM" });
+            let (mut broker, pids) = every_kind_runs();
+            broker.kill();
+            broker.start_armed(failpoint);
+            broker.wait_until_it_answers();
+            match is_ordered {
+                true => order(&mut broker.session(), AdminRequest::HandOver),
+                false => broker.signal(Signal::SIGTERM),
+            }
+            broker.dies();
+            all_are_kept(&mut broker, &pids);
+        }
+    }
+}
+
+fn killed_while_it_stops_everything() {
+    let of_ends = [OF_AN_END.as_slice(), &OF_ASKING].concat().into_iter().map(|name| format!("{name}@3"));
+    for failpoint in of_ends.chain(["leaving", "before-flush", "after-flush"].map(str::to_owned)) {
+        let _case = Case(&failpoint, "every kind");
+        let mut broker = every_kind().unstarted();
+        broker.start_armed(&failpoint);
+        broker.wait_until_it_answers();
+        KINDS.iter().for_each(|service| drop(broker.resolve(service)));
+        broker.signal(Signal::SIGINT);
+        broker.dies();
+        broker.start_again();
+        assert_agreement(&broker, &KINDS);
+        for service in KINDS {
+            let _ = served(&broker, service);
+            assert!(broker.starts(service).len() <= 2);
+        }
+        assert_agreement(&broker, &KINDS);
+        ends_with_its_broker(&mut broker, &KINDS);
+    }
+}
+
+fn killed_while_it_takes_over_what_lives() {
+    let steps = ["before-ready", "after-ready", "before-main", "after-main"].map(|name| format!("{name}@3"));
+    for failpoint in ["sweep-begun", "sweep-midway", "sweep-done"].map(str::to_owned).iter().chain(&steps) {
+        let _case = Case(failpoint, "every kind");
+        let (mut broker, pids) = every_kind_runs();
+        broker.kill();
+        broker.start_armed(failpoint);
+        broker.dies();
+        all_are_kept(&mut broker, &pids);
+    }
+}
+
+/// What died while no broker ran is a crash, once, however many brokers die of it.
+fn killed_while_it_takes_over_what_died() {
+    let steps = OF_AN_END.into_iter().flat_map(|name| [name.to_owned(), format!("{name}@4")]);
+    for failpoint in ["sweep-begun", "sweep-midway", "sweep-done"].map(str::to_owned).into_iter().chain(steps) {
+        let _case = Case(&failpoint, "every kind");
+        let (mut broker, pids) = every_kind_runs();
+        broker.kill();
+        pids.iter().copied().for_each(kill);
+        wait_until("they are gone", || !pids.iter().any(|&pid| process_exists(pid)));
+        broker.start_armed(&failpoint);
+        broker.dies();
+        broker.start_again();
+        assert_agreement(&broker, &KINDS);
+        for service in KINDS {
+            let backend = broker.backend(service);
+            assert_eq!((&backend["crashes_in_window"], &backend["generation"]), (&1.into(), &1.into()), "{backend}");
+            let (_, backend) = served(&broker, service);
+            assert_eq!(backend["generation"], 2, "{backend}");
+            assert_eq!(broker.starts(service).len(), 2);
+        }
+        assert_agreement(&broker, &KINDS);
+        ends_with_its_broker(&mut broker, &KINDS);
+    }
+}
+
+/// The broker before was told to stop it and did not live to do so.
+fn killed_while_it_ends_what_was_to_be_ended() {
+    for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), |failpoint, service| {
+        let mut broker = armed("after-stopping", service);
+        let _ = broker.resolve(service);
+        order(&mut broker.session(), AdminRequest::Stop { selection: all_of(service), deadline_ms: None });
+        broker.dies();
+        broker.start_armed(failpoint);
+        broker.dies();
+        broker.start_again();
+        assert_agreement(&broker, &[service]);
+        let crashes = &broker.backend(service)["crashes_in_window"];
+        assert!(crashes.is_null() || *crashes == 0, "a stop is no crash: {}", broker.backend(service));
+        broker.signal(Signal::SIGTERM);
+        assert!(broker.ended().success());
+        goes_on(&mut broker, service, 2);
+    });
+}

@@ -1,0 +1,178 @@
+//! Those that were on their way when their broker died: to readiness, to their end, or to another process.
+
+use broker_proto::AdminRequest;
+use broker_tests::{Broker, Service, Setup, monotonic_ms, process_exists, trials, wait_until};
+use nix::sys::signal::Signal;
+
+use super::{all_of, journal, kind, order, pid_of, settled};
+
+trials![
+    what_was_starting_gets_ready_under_the_next_broker,
+    a_command_that_probes_goes_on_probing,
+    a_start_past_its_ceiling_is_ended_as_a_crash,
+    what_ignores_its_stop_is_killed_by_the_next_broker,
+    a_daemon_that_forked_away_while_no_broker_ran_is_followed,
+    a_daemon_that_got_ready_while_no_broker_ran_is_ready,
+    a_daemon_that_ended_while_no_broker_ran_is_retried_for_whoever_asks,
+];
+
+/// A service whose daemon waits for a gate.
+fn gated(setup: &Setup, name: &str) -> Service {
+    let gate = setup.path("gate");
+    let fake = |more: &[&str]| Service::fake(name, &[&["--ready-when", &gate], more].concat());
+    match name {
+        "path" => fake(&[]),
+        "port" => fake(&[]).toml("[endpoint]\nkind = \"tcp\""),
+        "says" => fake(&["--notify"]).toml("[readiness]\nprobe = \"notify\""),
+        "passed" => Service::fake_on_passed_socket(name, &["--ready-when", &gate, "--notify"])
+            .toml("[readiness]\nprobe = \"socket\"\nnotify = true"),
+        "away" => fake(&["--fork-away"]),
+        "workers" => fake(&["--workers", "2"]),
+        other => panic!("there is no kind {other}"),
+    }
+}
+
+/// A broker whose backend is starting, and that the journal knows which process that is.
+fn starting(setup: Setup, service: &str) -> (Broker, u64) {
+    let broker = setup.start();
+    broker.session().hello(service);
+    let is_known = || {
+        let row = journal::row(&broker, service).ok().flatten();
+        row.is_some_and(|row| row.phase == "starting" && row.pid.is_some())
+    };
+    wait_until("the journal knows the process", is_known);
+    wait_until("the daemon has begun", || !broker.starts(service).is_empty());
+    let pid = broker.starts(service)[0].0;
+    broker.wait_backend(service, "starting, as that process", |b| b["state"] == "starting" && b["pid"] == pid);
+    (broker, pid)
+}
+
+fn what_was_starting_gets_ready_under_the_next_broker() {
+    for service in super::KINDS {
+        let setup = Setup::new();
+        let definition = gated(&setup, service);
+        let (mut broker, pid) = starting(setup.service(&definition), service);
+        broker.kill_and_start_again();
+        let backend = broker.backend(service);
+        assert_eq!((&backend["state"], &backend["adopted"]), (&"starting".into(), &true.into()), "{backend}");
+        let client = broker.ctl_in_background(&["--json", "resolve", service]);
+        broker.wait_backend(service, "waited for", |b| b["waiters"] == 1);
+        broker.open_gate("gate");
+        let backend = client.finish().done().json();
+        assert_eq!((pid_of(&backend), &backend["generation"]), (pid, &1.into()));
+        let _ = broker.dial(&backend).ask("hello").expect("served");
+        assert_eq!(broker.starts(service).len(), 1);
+    }
+}
+
+fn a_command_that_probes_goes_on_probing() {
+    let setup = Setup::new();
+    let look = format!("command = [\"test\", \"-e\", {:?}]", setup.path("healthy"));
+    let service = Service::fake("asked", &[]).toml(&format!("[readiness]\nprobe = \"exec\"\n{look}"));
+    let (mut broker, pid) = starting(setup.service(&service), "asked");
+    broker.kill_and_start_again();
+    let client = broker.ctl_in_background(&["--json", "resolve", "asked"]);
+    broker.wait_backend("asked", "waited for", |b| b["waiters"] == 1);
+    broker.open_gate("healthy");
+    assert_eq!(pid_of(&client.finish().done().json()), pid);
+}
+
+fn a_start_past_its_ceiling_is_ended_as_a_crash() {
+    let stuck = Service::fake("stuck", &["--never-ready", "--workers", "2"]).toml("[readiness]\nhard_ceiling = \"4s\"");
+    let (mut broker, pid) = starting(Setup::new().service(&stuck), "stuck");
+    let began = broker.starts("stuck")[0].1;
+    broker.kill();
+    wait_until("its time is over", || monotonic_ms() > began + 4000);
+    broker.start_again();
+    let backend = broker.wait_state("stuck", "inactive");
+    assert_eq!((&backend["crashes_in_window"], &backend["generation"]), (&1.into(), &1.into()), "{backend}");
+    assert!(!process_exists(pid));
+    broker.assert_gone("stuck");
+}
+
+fn what_ignores_its_stop_is_killed_by_the_next_broker() {
+    let deaf = Service::fake("deaf", &["--ignore-term", "--workers", "2"]).toml("[lifecycle]\nstop_timeout = \"1s\"");
+    for failpoint in ["after-stopping", "after-terminate"] {
+        let mut broker = Setup::new().service(&deaf).unstarted();
+        broker.start_armed(failpoint);
+        broker.wait_until_it_answers();
+        let pid = pid_of(&broker.resolve("deaf"));
+        journal::wait_phase(&broker, "deaf", "ready");
+        order(&mut broker.session(), AdminRequest::Stop { selection: all_of("deaf"), deadline_ms: None });
+        broker.dies();
+        assert!(process_exists(pid));
+        broker.start_again();
+        wait_until("it is killed", || broker.processes("deaf").is_empty());
+        // Where the journal was behind, that it ended is a crash.
+        let backend = broker.wait_state("deaf", "inactive");
+        if failpoint == "after-stopping" {
+            assert!(backend.is_null() || backend["crashes_in_window"] == 0, "{backend}");
+        }
+    }
+}
+
+fn a_daemon_that_forked_away_while_no_broker_ran_is_followed() {
+    for failpoint in ["child-after-record", "after-fork", "after-pid"] {
+        let setup = Setup::new();
+        let service = gated(&setup, "away");
+        let mut broker = setup.service(&service).unstarted();
+        broker.start_armed(failpoint);
+        broker.wait_until_it_answers();
+        broker.session().hello("away");
+        broker.dies();
+        wait_until("it has forked away", || {
+            let started = broker.starts("away");
+            started.len() == 1 && broker.processes("away").len() == 1
+        });
+        let pid = broker.starts("away")[0].0;
+        broker.start_again();
+        let backend = broker.backend("away");
+        assert_eq!((&backend["state"], &backend["pid"]), (&"starting".into(), &pid.into()), "{backend}");
+        broker.open_gate("gate");
+        assert_eq!(settled(&broker, "away"), pid);
+        broker.hand_over();
+        assert_eq!(pid_of(&broker.backend("away")), pid, "it is written down who it is");
+        assert_eq!(broker.starts("away").len(), 1);
+    }
+}
+
+fn a_daemon_that_got_ready_while_no_broker_ran_is_ready() {
+    for service in ["path", "port", "away", "workers"] {
+        let setup = Setup::new();
+        let definition = gated(&setup, service);
+        let (mut broker, pid) = starting(setup.service(&definition), service);
+        broker.kill();
+        broker.open_gate("gate");
+        broker.start_again();
+        let backend = broker.wait_state(service, "ready");
+        assert_eq!((pid_of(&backend), &backend["generation"]), (pid, &1.into()));
+    }
+    // What was said to nobody is made good when its time is over.
+    let mut broker = Setup::new().service(&kind("says")).unstarted();
+    broker.start_armed("child-after-record");
+    broker.wait_until_it_answers();
+    broker.session().hello("says");
+    broker.dies();
+    wait_until("it has begun", || !broker.starts("says").is_empty());
+    broker.start_again();
+    assert_eq!(broker.resolve("says")["generation"], 1);
+    assert_eq!(broker.starts("says").len(), 1);
+}
+
+fn a_daemon_that_ended_while_no_broker_ran_is_retried_for_whoever_asks() {
+    for is_handed_over in [false, true] {
+        let setup = Setup::new();
+        let definition = gated(&setup, "path");
+        let (mut broker, pid) = starting(setup.service(&definition), "path");
+        broker.signal(if is_handed_over { Signal::SIGTERM } else { Signal::SIGKILL });
+        let _ = broker.ended();
+        super::kill(pid);
+        wait_until("it is gone", || !process_exists(pid));
+        broker.open_gate("gate");
+        broker.start_again();
+        let backend = broker.resolve("path");
+        assert_eq!(backend["generation"], 2);
+        let backend = broker.backend("path");
+        assert_eq!((&backend["attempt"], &backend["crashes_in_window"]), (&1.into(), &1.into()), "{backend}");
+    }
+}
