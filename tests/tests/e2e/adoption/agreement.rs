@@ -99,7 +99,7 @@ fn about(broker: &Broker, service: &str, backend: &Value, known: &mut BTreeSet<i
 }
 
 /// Those whose parent is not among them: one for each tree.
-fn roots(processes: &[i32]) -> Vec<i32> {
+pub(super) fn roots(processes: &[i32]) -> Vec<i32> {
     let parent = |pid: i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<i32>().ok()

@@ -1,5 +1,8 @@
 //! The broker is killed wherever it can be, on the way to everything that it does, and the next one knows everything.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::thread;
 
 use broker_proto::AdminRequest;
@@ -10,6 +13,7 @@ use super::agreement::assert_agreement;
 use super::{KINDS, all_of, every_kind, kill, kind, order, pid_of, served, settled};
 
 trials![
+    every_failpoint_is_known_here,
     killed_on_the_way_to_a_first_start,
     killed_on_the_way_to_a_retry,
     killed_while_a_backend_is_stopped,
@@ -53,6 +57,16 @@ pub(super) const OF_AN_END: [&str; 8] = [
 /// The two more of an end that was asked for.
 pub(super) const OF_ASKING: [&str; 2] = ["before-terminate", "after-terminate"];
 
+/// Those of a backend that is quarantined.
+pub(super) const OF_A_QUARANTINE: [&str; 2] = ["before-quarantined", "after-quarantined"];
+
+/// Those of a broker that goes, and of the one that comes.
+pub(super) const OF_THE_BROKER: [&str; 6] =
+    ["leaving", "before-flush", "after-flush", "sweep-begun", "sweep-midway", "sweep-done"];
+
+/// Where every kind was there before on much the same way.
+const FEWER: [&str; 3] = ["passed", "away", "workers"];
+
 /// Says where it was when a check failed.
 struct Case<'a>(&'a str, &'a str);
 
@@ -65,11 +79,36 @@ impl Drop for Case<'_> {
     }
 }
 
+/// The names in a text that are a failpoint's.
+fn failpoints_in(text: &str, found: &mut BTreeSet<String>) {
+    let is_name = |word: &&str| {
+        let begins = ["before-", "after-", "child-", "sweep-", "leaving"].iter().any(|begin| word.starts_with(begin));
+        begins && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+    };
+    found.extend(text.split('"').skip(1).step_by(2).filter(is_name).map(str::to_owned));
+}
+
+fn every_failpoint_is_known_here() {
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("crates").join("broker/src/daemon")];
+    folders.push(folders[0].with_file_name("process"));
+    let mut found = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder of sources").flatten() {
+            match fs::read_to_string(entry.path()) {
+                Ok(text) => text.lines().for_each(|line| failpoints_in(line, &mut found)),
+                Err(_) => folders.push(entry.path()),
+            }
+        }
+    }
+    let all = [&OF_A_START[..], &OF_FORKING_AWAY, &OF_AN_END, &OF_ASKING, &OF_A_QUARANTINE, &OF_THE_BROKER].concat();
+    assert_eq!(found, all.into_iter().map(str::to_owned).collect());
+}
+
 /// Each failpoint with each kind of daemon that comes by it.
-fn for_each(failpoints: &[&str], test: impl Fn(&str, &str)) {
+fn for_each(failpoints: &[&str], kinds: &[&str], test: impl Fn(&str, &str)) {
     for failpoint in failpoints {
         let name = failpoint.split('@').next().expect("a name");
-        for service in KINDS.iter().filter(|service| !OF_FORKING_AWAY.contains(&name) || **service == "away") {
+        for service in kinds.iter().filter(|service| !OF_FORKING_AWAY.contains(&name) || **service == "away") {
             let _case = Case(failpoint, service);
             test(failpoint, service);
         }
@@ -107,7 +146,7 @@ fn armed(failpoint: &str, service: &str) -> Broker {
 }
 
 fn killed_on_the_way_to_a_first_start() {
-    for_each(&[OF_A_START.as_slice(), &OF_FORKING_AWAY].concat(), |failpoint, service| {
+    for_each(&[OF_A_START.as_slice(), &OF_FORKING_AWAY].concat(), &KINDS, |failpoint, service| {
         let mut broker = armed(failpoint, service);
         broker.session().hello(service);
         broker.dies();
@@ -117,7 +156,7 @@ fn killed_on_the_way_to_a_first_start() {
 
 fn killed_on_the_way_to_a_retry() {
     let second = OF_A_START.map(|name| format!("{name}@2"));
-    for_each(&second.each_ref().map(String::as_str), |failpoint, service| {
+    for_each(&second.each_ref().map(String::as_str), &FEWER, |failpoint, service| {
         let mut broker = armed(failpoint, service);
         let mut session = broker.session();
         let _ = session.hold(service);
@@ -128,7 +167,7 @@ fn killed_on_the_way_to_a_retry() {
 }
 
 fn killed_while_a_backend_is_stopped() {
-    for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), |failpoint, service| {
+    for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), &KINDS, |failpoint, service| {
         let mut broker = armed(failpoint, service);
         let _ = broker.resolve(service);
         order(&mut broker.session(), AdminRequest::Stop { selection: all_of(service), deadline_ms: None });
@@ -138,7 +177,7 @@ fn killed_while_a_backend_is_stopped() {
 }
 
 fn killed_while_a_crash_is_worked_off() {
-    for_each(&OF_AN_END, |failpoint, service| {
+    for_each(&OF_AN_END, &KINDS, |failpoint, service| {
         let mut broker = armed(failpoint, service);
         let mut session = broker.session();
         let _ = session.hold(service);
@@ -247,7 +286,7 @@ fn killed_while_it_takes_over_what_died() {
 
 /// The broker before was told to stop it and did not live to do so.
 fn killed_while_it_ends_what_was_to_be_ended() {
-    for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), |failpoint, service| {
+    for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), &FEWER, |failpoint, service| {
         let mut broker = armed("after-stopping", service);
         let _ = broker.resolve(service);
         order(&mut broker.session(), AdminRequest::Stop { selection: all_of(service), deadline_ms: None });

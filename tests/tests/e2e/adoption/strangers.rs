@@ -8,6 +8,7 @@ use broker_tests::{Broker, process_exists, trials, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use super::everywhere::OF_A_QUARANTINE;
 use super::{all_of, journal, kill, kind, order, pid_of, served};
 
 trials![
@@ -203,6 +204,10 @@ fn what_is_of_another_pid_namespace_is_quarantined_until_it_is_released() {
         launch["here"]["pid_namespace"] = 1.into();
     });
     journal::alter(&broker, "UPDATE backends SET pid_namespace = 1", []);
+    for failpoint in OF_A_QUARANTINE {
+        broker.start_armed(failpoint);
+        broker.dies();
+    }
     broker.start_again();
     is_quarantined_until_it_is_released(&mut broker, pid, 1, "another pid namespace");
 }

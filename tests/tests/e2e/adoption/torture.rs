@@ -3,11 +3,11 @@
 //! `BROKER_TORTURE_SEED` replays what was done; what came of it is the machine's affair. `BROKER_TORTURE_ROUNDS` makes it
 //! shorter or longer.
 
-use std::env;
-use std::sync::Arc;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{env, fmt, thread};
 
 use broker_client::{Client, Error, Request};
 use broker_proto::{AdminRequest, ClientMessage, Code};
@@ -16,8 +16,8 @@ use fastrand::Rng;
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
 
-use super::agreement::{assert_agreement, assert_no_screams};
-use super::everywhere::{OF_A_START, OF_AN_END, OF_ASKING, OF_FORKING_AWAY};
+use super::agreement::{assert_agreement, assert_no_screams, roots};
+use super::everywhere::{OF_A_START, OF_AN_END, OF_ASKING, OF_FORKING_AWAY, OF_THE_BROKER};
 use super::{KINDS, kind};
 use crate::healing::{eager, who};
 use crate::library::block_on_steps;
@@ -33,35 +33,50 @@ const PEACE_MAX_US: u64 = 60_000;
 /// Between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(15);
 
-const OF_THE_BROKER: [&str; 6] =
-    ["leaving", "before-flush", "after-flush", "sweep-begun", "sweep-midway", "sweep-done"];
-
 /// One that goes on asking.
 struct Asker {
     client: Client,
-    rounds: Arc<AtomicU64>,
-    enough: Arc<AtomicBool>,
+    work: Arc<Work>,
     task: JoinHandle<u64>,
+}
+
+/// How far it has come.
+#[derive(Debug, Default)]
+struct Work {
+    rounds: AtomicU64,
+    enough: AtomicBool,
+    /// For the message, should it come no further.
+    at: Mutex<String>,
+}
+
+impl Work {
+    fn is_at(&self, what: String) {
+        *self.at.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
 }
 
 impl Asker {
     async fn new(broker: &Broker, seed: u64) -> Self {
         let client = eager(broker).jitter_seed(seed).connect().await.expect("it accepts");
-        let (rounds, enough) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
-        let task = tokio::spawn(ask(client.clone(), Rng::with_seed(seed), Arc::clone(&rounds), Arc::clone(&enough)));
-        Self { client, rounds, enough, task }
+        let work = Arc::<Work>::default();
+        let task = tokio::spawn(ask(client.clone(), Rng::with_seed(seed), Arc::clone(&work)));
+        Self { client, work, task }
     }
 }
 
 /// Asks until it is told that it is enough. How often it was served by a backend.
-async fn ask(client: Client, mut rng: Rng, rounds: Arc<AtomicU64>, enough: Arc<AtomicBool>) -> u64 {
+async fn ask(client: Client, mut rng: Rng, work: Arc<Work>) -> u64 {
     let mut served = 0;
-    while !enough.load(Ordering::Relaxed) {
+    while !work.enough.load(Ordering::Relaxed) {
         let service = rng.choice(KINDS).expect("there are some");
+        work.is_at(format!("resolving {service}"));
         match client.resolve(Request::new(service)).await {
             Ok(held) if rng.u8(..4) == 0 => match held.connect().await {
                 // The backend may be killed in the middle of it.
-                Ok(mut stream) => served += u64::from(who(&mut stream).await.is_ok()),
+                Ok(mut stream) => {
+                    work.is_at(format!("talking to {service}, process {:?}", held.pid()));
+                    served += u64::from(who(&mut stream).await.is_ok());
+                }
                 Err(Error::Endpoint { .. } | Error::Refused(_)) => {}
                 Err(error) => panic!("an error reached a caller: {error:?}"),
             },
@@ -70,7 +85,7 @@ async fn ask(client: Client, mut rng: Rng, rounds: Arc<AtomicU64>, enough: Arc<A
             Err(Error::Refused(refusal)) if refusal.code == Code::BackendUnavailable => {}
             Err(error) => panic!("an error reached a caller: {error:?}"),
         }
-        rounds.fetch_add(1, Ordering::Relaxed);
+        work.rounds.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(PAUSE).await;
     }
     served
@@ -88,8 +103,9 @@ fn round(broker: &mut Broker, rng: &mut Rng) {
     let peace = |rng: &mut Rng| thread::sleep(Duration::from_micros(rng.u64(..PEACE_MAX_US)));
     peace(rng);
     for _ in 0..rng.u8(..3) {
-        let processes = broker.processes(rng.choice(KINDS).expect("there are some"));
-        if let Some(pid) = rng.choice(processes) {
+        // A daemon whose workers are killed and which does not end serves nobody, and no broker can tell.
+        let mains = roots(&broker.processes(rng.choice(KINDS).expect("there are some")));
+        if let Some(pid) = rng.choice(mains) {
             // It may have ended by now, and nobody else has had its number since.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -109,12 +125,24 @@ fn ask_to_go(session: &mut Session) -> bool {
     session.try_ping().is_ok() && session.try_send(&ClientMessage::Admin { request_id: 1, request }).is_ok()
 }
 
+/// Those who come no further.
+struct Late<'a>(&'a RefCell<Vec<Arc<Work>>>);
+
+impl fmt::Display for Late<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "every client goes on; these do not: {:#?}", self.0.borrow())
+    }
+}
+
 /// Every client is served on, and all agrees.
 fn check(broker: &Broker, askers: &[Asker]) {
-    let before: Vec<u64> = askers.iter().map(|asker| asker.rounds.load(Ordering::Relaxed)).collect();
-    wait_until("every client goes on", || {
+    let before: Vec<u64> = askers.iter().map(|asker| asker.work.rounds.load(Ordering::Relaxed)).collect();
+    let late = RefCell::new(Vec::new());
+    wait_until(Late(&late), || {
         assert!(!askers.iter().any(|asker| asker.task.is_finished()), "a client's task failed");
-        askers.iter().zip(&before).all(|(asker, before)| asker.rounds.load(Ordering::Relaxed) > before + 1)
+        let is_late = |(asker, before): &(&Asker, &u64)| asker.work.rounds.load(Ordering::Relaxed) <= **before + 1;
+        late.replace(askers.iter().zip(&before).filter(is_late).map(|(asker, _)| Arc::clone(&asker.work)).collect());
+        late.borrow().is_empty()
     });
     assert_agreement(broker, &KINDS);
 }
@@ -152,7 +180,7 @@ fn nothing_is_lost_or_started_twice_however_often_the_broker_dies() {
         }
         let mut served = 0;
         for asker in askers {
-            asker.enough.store(true, Ordering::Relaxed);
+            asker.work.enough.store(true, Ordering::Relaxed);
             served += asker.task.await.expect("no panic");
             assert!(asker.client.is_connected());
         }
