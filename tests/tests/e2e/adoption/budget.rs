@@ -6,7 +6,7 @@ use broker_proto::Code;
 use broker_tests::{Broker, Service, Setup, monotonic_ms, process_exists, trials, wait_until};
 use serde_json::Value;
 
-use super::{journal, kill, pid_of};
+use super::{LONG_WINDOW, journal, kill, pid_of};
 
 trials![
     a_refusal_outlives_the_broker_with_its_evidence_and_the_rest_of_its_window,
@@ -37,7 +37,7 @@ fn failed(toml: &str) -> (Broker, Value) {
 }
 
 fn a_refusal_outlives_the_broker_with_its_evidence_and_the_rest_of_its_window() {
-    let (mut broker, first) = failed("");
+    let (mut broker, first) = failed(LONG_WINDOW);
     let mut rest = first["retry_after_ms"].as_u64().expect("for now");
     for way in WAYS.into_iter().chain(WAYS) {
         way(&mut broker);
@@ -59,7 +59,7 @@ fn a_refusal_outlives_the_broker_with_its_evidence_and_the_rest_of_its_window() 
 
 fn one_crash_is_remembered_and_the_next_one_refuses() {
     for way in WAYS {
-        let mut broker = Broker::start(&[&Service::fake("x", &[])]);
+        let mut broker = Broker::start(&[&Service::fake("x", &[]).toml(LONG_WINDOW)]);
         kill(pid_of(&broker.resolve("x")));
         let crashed = |b: &Value| b["state"] == "inactive" && b["crashes_in_window"] == 1;
         broker.wait_backend("x", "crashed", crashed);
@@ -80,7 +80,7 @@ fn one_crash_is_remembered_and_the_next_one_refuses() {
 }
 
 fn a_crash_loop_is_not_reset_by_restarting_the_broker() {
-    let mut broker = Broker::start(&[&Service::fake("x", &[])]);
+    let mut broker = Broker::start(&[&Service::fake("x", &[]).toml(LONG_WINDOW)]);
     for number in 0..8_usize {
         let answer = broker.session().resolve("x");
         if let Ok(negotiated) = &answer {
@@ -120,12 +120,12 @@ fn after_the_window_another_broker_starts_it_again() {
 
 fn a_changed_service_file_clears_the_budget_while_no_broker_runs() {
     for toml in ["[readiness]\nhard_ceiling = \"59s\"", ""] {
-        let (mut broker, _) = failed("");
+        let (mut broker, _) = failed(LONG_WINDOW);
         broker.kill();
         fs::remove_file(broker.path("broken")).expect("the gate can be removed");
         let broken = broker.path("broken").display().to_string();
         let same = Service::fake("bad", &["--exit", "7", "--when", &broken, "--stderr", "the disk is on fire"]);
-        broker.write_service(&same.toml(toml));
+        broker.write_service(&same.toml(LONG_WINDOW).toml(toml));
         broker.start_again();
         if toml.is_empty() {
             // Written again, and the same.

@@ -122,20 +122,25 @@ fn an_adopted_backend_is_drained_and_a_drain_outlives_the_broker() {
 }
 
 fn an_adopted_backend_is_stopped_when_it_is_idle() {
-    let (broker, pid) = adopted(&kind("path").toml("[lifecycle]\nidle_timeout = \"300ms\""), "path");
-    let backend = broker.wait_state("path", "inactive");
-    assert!(!process_exists(pid));
-    assert!(backend.is_null() || backend["crashes_in_window"] == 0, "{backend}");
-
-    // Who is connected keeps it, over the end of its broker.
     let mut broker = Broker::start(&[&kind("path").toml("[lifecycle]\nidle_timeout = \"300ms\"")]);
-    let backend = broker.resolve("path");
-    let mut connection = broker.dial(&backend);
-    broker.kill_and_start_again();
-    broker.wait_backend("path", "older than its idle time", |b| b["state_for_ms"].as_u64() > Some(1500));
-    assert_eq!(connection.pid(), pid_of(&backend));
-    drop(connection);
-    broker.wait_state("path", "inactive");
+    for is_connected in [false, true] {
+        // Held until its broker dies.
+        let mut session = broker.session();
+        let held = session.hold("path");
+        let mut connection = is_connected.then(|| broker.dial(&broker.backend("path")));
+        let pid = u64::from(held.pid.expect("a process"));
+        super::journal::wait_phase(&broker, "path", "ready");
+        broker.kill_and_start_again();
+        if let Some(mut connection) = connection.take() {
+            // Who is connected keeps it.
+            wait_until("its idle time is over", || broker.status()["broker"]["uptime_ms"].as_u64() > Some(1500));
+            assert_eq!((connection.pid(), pid_of(&broker.backend("path"))), (pid, pid));
+        }
+        let backend = broker.wait_state("path", "inactive");
+        assert!(!process_exists(pid));
+        assert!(backend.is_null() || backend["crashes_in_window"] == 0, "{backend}");
+        assert!(broker.log().contains("adopted"));
+    }
 }
 
 fn the_log_goes_on() {
