@@ -110,8 +110,8 @@ fn attempts_never_overlap_whoever_dies() {
         run(&mut session, often);
     }
     drop(session);
-    // Both run as many as they may, and all of those wait at the gate.
-    wait_until("as many run as may", || counts(&runs).len() == 8);
+    // Both run as many as they may, or more where one has passed a slow other over; all of those wait at the gate.
+    wait_until("as many run as may", || counts(&runs).len() >= 8);
     for fault in 0..FAULTS {
         if fault == FAULTS / 4 {
             std::fs::write(store.path("gate"), "").expect("it can be written");
