@@ -78,8 +78,13 @@ impl Broker {
         };
         let is_in_the_way = |entry: fs::DirEntry| {
             let path = entry.path();
+            // A reaper is the same program, and outlives the broker.
+            let is_broker = |text: Vec<u8>| {
+                let text = String::from_utf8_lossy(&text);
+                text.contains(&folder) && !text.starts_with("broker-reaper")
+            };
             let is_ours = fs::read_link(path.join("exe")).is_ok_and(|link| link == program)
-                && fs::read(path.join("cmdline")).is_ok_and(|text| String::from_utf8_lossy(&text).contains(&folder));
+                && fs::read(path.join("cmdline")).is_ok_and(is_broker);
             is_ours || has_lock(&path)
         };
         wait_until("no brokerd of this folder is left", || {

@@ -2,14 +2,12 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use broker_client::{Client, Error, Events, Held, Request, SessionEvent};
 use broker_tests::{Broker, Service, trials, wait_until};
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
 
@@ -165,11 +163,6 @@ fn restart(broker: &mut Broker, signal: Signal) {
     broker.signal(signal);
     let status = broker.ended();
     assert!(status.success() || signal == Signal::SIGKILL, "{status}");
-    // What it was about to start has its locks until it executes its program.
-    wait_until("the state folder is free", || {
-        let lock = File::open(broker.path("state/lock")).expect("it was there");
-        Flock::lock(lock, FlockArg::LockSharedNonblock).is_ok()
-    });
     broker.start_again();
 }
 
