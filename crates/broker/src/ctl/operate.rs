@@ -182,7 +182,8 @@ async fn process_gone(pid: u32) {
     }
 }
 
-fn is_zombie(pid: i32) -> bool {
+/// Whether a process has ended and nobody has reaped it.
+pub(super) fn is_zombie(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }

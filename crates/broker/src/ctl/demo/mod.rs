@@ -4,6 +4,7 @@
 //! However it ends, its processes and its folder are gone afterwards.
 
 mod client;
+mod death;
 mod echo;
 mod narrator;
 mod story;
@@ -40,6 +41,8 @@ pub(super) fn run_hidden(arguments: &[OsString]) -> Option<ExitCode> {
             }
             Some(crate::brokerd_main(rest()))
         }
+        // The reaper of a process, which the broker has this program play.
+        crate::reaper::MODE => crate::reaper::play(arguments),
         "__echo" => Some(echo::main(rest())),
         "__client" => Some(client::main(rest())),
         _ => None,

@@ -8,14 +8,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::super::operate::is_zombie;
 use super::super::output::{FAILED, Failure, TRY_LATER};
 use super::client::{Crowd, Served};
+use super::death;
 use super::echo::{Start, starts};
 use super::narrator::{Narrator, millis};
 use super::world::{Finished, World};
 
 /// How many client processes race.
-const CLIENTS: usize = 20;
+pub(super) const CLIENTS: usize = 20;
 /// How long the cold daemon takes to get ready.
 const SLOW_START_MS: u64 = 300;
 /// The broker's own pause before its one retry.
@@ -36,12 +38,13 @@ pub(super) async fn tell(narrator: &mut Narrator<'_>, world: &mut World) -> Resu
     let flaky_starts = world.file("flaky.starts");
     let fault = world.write("fault", "in the way\n").map_err(cannot("write a file"))?;
     write_services(world, &echo_starts, &flaky_starts, &fault)?;
-    let broker = world.start_broker().await?;
-    narrator.say(format_args!("brokerd runs as process {broker} and accepts connections"))?;
+    let first = world.start_broker().await?;
+    narrator.say(format_args!("brokerd runs as process {first} and accepts connections"))?;
 
     let mut crowd = race(narrator, world, &echo_starts).await?;
     share(narrator, world, &mut crowd, &echo_starts).await?;
     crash(narrator, &mut crowd, &echo_starts).await?;
+    let broker = death::survive(narrator, world, &mut crowd, &echo_starts).await?;
     let leave = crowd.leave().await?;
     narrator.say(format_args!("the {leave} clients end"))?;
     refuse(narrator, world, &flaky_starts).await?;
@@ -136,7 +139,7 @@ async fn crash(narrator: &mut Narrator<'_>, crowd: &mut Crowd, recorded: &Path) 
 }
 
 async fn refuse(narrator: &mut Narrator<'_>, world: &World, recorded: &Path) -> Result<(), Failure> {
-    narrator.step("4. A daemon that crashes at every start")?;
+    narrator.step("5. A daemon that crashes at every start")?;
     narrator.command("resolve flaky")?;
     let first = world.run("resolve flaky").await?;
     narrator.quote(&first.stderr)?;
@@ -174,7 +177,7 @@ async fn refuse(narrator: &mut Narrator<'_>, world: &World, recorded: &Path) -> 
 }
 
 async fn heal(narrator: &mut Narrator<'_>, world: &World, recorded: &Path, fault: &Path) -> Result<(), Failure> {
-    narrator.step("5. The fault is removed")?;
+    narrator.step("6. The fault is removed")?;
     std::fs::remove_file(fault).map_err(cannot("remove a file"))?;
     let refused = world.run("resolve flaky --json").await?;
     let document: Value = serde_json::from_str(&refused.stdout).unwrap_or_default();
@@ -208,7 +211,7 @@ async fn shut_down(
     broker: u32,
     recorded: &[&PathBuf],
 ) -> Result<(), Failure> {
-    narrator.step("6. Shutdown")?;
+    narrator.step("7. Shutdown")?;
     let seen = world.processes();
     narrator.say(format_args!("{} processes run: the broker and its daemons", seen.len()))?;
     narrator.command("shutdown")?;
@@ -259,7 +262,7 @@ fn cannot(action: &'static str) -> impl Fn(std::io::Error) -> Failure {
 }
 
 /// Waits until it is so. `false` if it does not come about.
-async fn happens(is_so: impl Fn() -> bool) -> bool {
+pub(super) async fn happens(is_so: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if is_so() {
@@ -271,7 +274,8 @@ async fn happens(is_so: impl Fn() -> bool) -> bool {
 }
 
 fn is_alive(pid: u32) -> bool {
-    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+    // An adopted daemon is no child of the broker, and whose it is may be slow to reap.
+    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) && !is_zombie(pid))
 }
 
 fn fastest_and_slowest(answers: &[Served]) -> (Duration, Duration) {
@@ -279,14 +283,14 @@ fn fastest_and_slowest(answers: &[Served]) -> (Duration, Duration) {
     (took().min().unwrap_or_default(), took().max().unwrap_or_default())
 }
 
-fn unique<T: Ord>(values: impl IntoIterator<Item = T>) -> Vec<T> {
+pub(super) fn unique<T: Ord>(values: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut values: Vec<T> = values.into_iter().collect();
     values.sort_unstable();
     values.dedup();
     values
 }
 
-fn join<T: ToString>(values: &[T]) -> String {
+pub(super) fn join<T: ToString>(values: &[T]) -> String {
     values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 

@@ -150,6 +150,12 @@ impl World {
         Ok(pid)
     }
 
+    /// Kills the broker.
+    pub(super) fn kill_broker(&mut self) {
+        // The guard kills it, and waits until it is gone.
+        self.broker = None;
+    }
+
     /// Waits for the broker's end, by itself.
     pub(super) async fn broker_ended(&mut self) -> Result<ExitStatus, Failure> {
         let failed = |e| Failure::because(FAILED, "cannot wait for the broker", e);
@@ -163,7 +169,9 @@ impl World {
     /// Starts this program with arguments, its stdin and stdout in pipes.
     pub(super) fn spawn(&self, arguments: &[&str]) -> io::Result<Process> {
         let mut command = Command::new(&self.program);
-        command.args(arguments).arg("--socket").arg(self.file("b.sock"));
+        // Behind the first word, which says what this program is to be: a command to be run takes all that follows it.
+        let (first, rest) = arguments.split_at(1.min(arguments.len()));
+        command.args(first).arg("--socket").arg(self.file("b.sock")).args(rest);
         Process::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
 
