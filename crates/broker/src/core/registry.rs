@@ -52,6 +52,9 @@ pub(crate) struct Registry {
     deadlines: BTreeSet<(Timestamp, BackendId)>,
     /// Forgotten, and nobody was told yet.
     forgotten: Vec<BackendKey>,
+    /// The highest generation of a forgotten backend. New ones begin above it: what was written down of one that was
+    /// forgotten, and is back, must not be taken for newer.
+    floor: u64,
 }
 
 impl Registry {
@@ -64,6 +67,7 @@ impl Registry {
             slots: HashMap::new(),
             deadlines: BTreeSet::new(),
             forgotten: Vec::new(),
+            floor: 0,
         }
     }
 
@@ -84,7 +88,8 @@ impl Registry {
         let id = BackendId(self.next_id);
         self.next_id += 1;
         self.ids.insert(key.clone(), id);
-        self.slots.insert(id, Slot { key: key.clone(), backend: Backend::new(now, policies), deadline: None });
+        self.slots
+            .insert(id, Slot { key: key.clone(), backend: Backend::above(now, policies, self.floor), deadline: None });
         Ok(id)
     }
 
@@ -108,12 +113,13 @@ impl Registry {
 
     /// Forgets the entries that know nothing which a new one would not.
     fn forget_idle(&mut self, now: Timestamp) {
-        let Self { ids, slots, deadlines, forgotten, .. } = self;
+        let Self { ids, slots, deadlines, forgotten, floor, .. } = self;
         slots.retain(|id, slot| {
             let keep = !slot.backend.is_forgettable(now);
             if !keep {
                 ids.remove(&slot.key);
                 forgotten.push(slot.key.clone());
+                *floor = (*floor).max(slot.backend.memory().generation);
                 slot.deadline.inspect(|&deadline| {
                     deadlines.remove(&(deadline, *id));
                 });

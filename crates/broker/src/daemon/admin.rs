@@ -13,6 +13,7 @@ use super::{report, telling};
 use crate::core::admission::may_control;
 use crate::core::backend::{Event, Ticket};
 use crate::core::registry::{BackendId, BackendKey};
+use crate::journal::Change;
 use crate::process::log_file;
 use crate::services::Catalog;
 
@@ -269,11 +270,23 @@ impl Driver {
         let is_quarantined = |id: &BackendId| {
             self.registry.get(*id).is_some_and(|(_, backend)| backend.view(now()).quarantine.is_some())
         };
-        let ids: Vec<BackendId> = self.select(selection)?.into_iter().filter(is_quarantined).collect();
+        let selected = Selected::parse(selection)?;
+        let held_back: Vec<BackendKey> = self.held_back.keys().filter(|key| selected.includes(key)).cloned().collect();
+        let ids = match self.select(selection) {
+            // Of those that no service file defines the registry knows nothing.
+            Err(_) if !held_back.is_empty() => Vec::new(),
+            selected => selected?.into_iter().filter(is_quarantined).collect(),
+        };
         for id in &ids {
             self.dispatch(*id, Event::Release);
         }
-        let released: Vec<Value> = ids.iter().filter_map(|id| Some(report::name(self.registry.get(*id)?.0))).collect();
+        let mut released: Vec<Value> =
+            ids.iter().filter_map(|id| Some(report::name(self.registry.get(*id)?.0))).collect();
+        for key in held_back {
+            self.held_back.remove(&key);
+            released.push(report::name(&key));
+            self.journal.tell(Change::Forgotten { key });
+        }
         Ok(json!({ "released": released }))
     }
 

@@ -23,10 +23,10 @@ use super::session::{Session, SessionId};
 use super::watches::Watches;
 use super::work::Report;
 use crate::config::Config;
-use crate::core::backend::{Effect, Event, RETRY_HINT, Ticket};
+use crate::core::backend::{Effect, Event, Memory, RETRY_HINT, Ticket};
 use crate::core::heartbeat::Heartbeat;
 use crate::core::idle_exit::IdleExit;
-use crate::core::registry::{BackendId, Registry};
+use crate::core::registry::{BackendId, BackendKey, Registry};
 use crate::core::{Timestamp, millis_up};
 use crate::journal::Journal;
 use crate::process::pool::SpawnPool;
@@ -92,6 +92,12 @@ pub(super) struct Driver {
     pub(super) leaving: Option<Leave>,
     /// Launches whose outcome is not known yet.
     pub(super) launching: usize,
+    /// Ends that are under way.
+    pub(super) ending: usize,
+    /// Quarantined, and defined by no service file: nothing is started over them when one comes back.
+    pub(super) held_back: HashMap<BackendKey, String>,
+    /// What is remembered of backends whose definition could not be read when the broker began.
+    pub(super) dormant: HashMap<BackendKey, Memory>,
     /// Told when it is leaving and nothing keeps it any more.
     pub(super) empty: Rc<Notify>,
     /// Told at every launch.
@@ -161,6 +167,9 @@ impl Driver {
                 began,
                 leaving: None,
                 launching: 0,
+                ending: 0,
+                held_back: HashMap::new(),
+                dormant: HashMap::new(),
                 empty: Rc::new(Notify::new()),
                 launched_one: Rc::new(Notify::new()),
                 next_number: 1,

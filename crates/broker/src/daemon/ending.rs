@@ -1,25 +1,29 @@
 //! How a generation ends: its main process seen dead or followed, its group asked to end, the rest ended.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use broker_proto::Endpoint;
+use nix::unistd::Pid;
 
 use super::clock::now;
 use super::driver::Driver;
 use super::hosted::{Main, Running};
 use super::perform::connect;
+use super::sweep::judge::{Was, daemon_left_by};
 use super::work::{self, Ending, Finished, Report};
 use super::{tasks, telling};
-use crate::core::backend::{Event, Trace};
+use crate::core::backend::Event;
 use crate::core::registry::BackendId;
 use crate::failpoint;
 use crate::net::endpoint::ConnectError;
 use crate::process::exit::{Exit, peek};
-use crate::process::forked::survivors;
+use crate::process::forked::{Survivor, survivors};
 use crate::process::group::{Tree, signal};
-use crate::process::{identity, kernel};
+use crate::process::identity::{self, Stat};
+use crate::process::kernel;
+use crate::process::start::Evidence;
 
 /// How often survivors are looked for while somebody is just ending, a millisecond apart: half a second in all.
 const LOOKS_MAX: u32 = 500;
@@ -68,8 +72,21 @@ impl Driver {
                 Err(error) => tracing::warn!(backend = %key, generation, %error, "survivors cannot be looked for"),
             }
         }
+        // Of one that was adopted it cannot be seen how it ended.
+        let was = Was::in_phase(&backend.memory().phase);
+        if running.is_adopted && exit == Exit::Unknown && was != Was::Settled {
+            let all = identity::all().unwrap_or_default();
+            let heirs = daemon_left_by(&running.facts, &all, was, Some(&running.endpoint));
+            let survivor = |(stat, pidfd): (Stat, OwnedFd)| Survivor {
+                pid: stat.pid,
+                identity: stat.identity(),
+                evidence: running.facts.proof(&stat, false).unwrap_or(Evidence::Executable),
+                pidfd,
+            };
+            running.survivors = heirs.into_iter().map(survivor).collect();
+        }
         // One that was ready must still be: then its listening socket lives on in those who survive.
-        let survives = exit.is_success()
+        let survives = (exit.is_success() || exit == Exit::Unknown)
             && !running.survivors.is_empty()
             && (!is_ready || matches!(connect(&running.endpoint), Ok(_) | Err(ConnectError::Busy)));
         tracing::info!(backend = %key, generation, pid = running.main.pid.as_raw(), survives, "the main process {exit}");
@@ -92,7 +109,9 @@ impl Driver {
         );
         mains.insert(survivor.pid);
         mains.remove(launcher);
-        if let Err(error) = kernel::reap(&running.main.pidfd) {
+        if let Err(error) = kernel::reap(&running.main.pidfd)
+            && !running.is_adopted
+        {
             tracing::warn!(%error, "a launcher cannot be reaped");
         }
         running.known.push(launcher);
@@ -122,12 +141,17 @@ impl Driver {
             tracing::info!(backend = %key, generation, signal = stop_signal.as_str(), "stopping");
         }
         failpoint::reached("before-terminate");
-        // An adopted one is nobody's zombie here once it has ended, and its number anybody's.
-        if running.is_adopted && !is_in_group(&running.main) {
-            return;
+        // An adopted one is nobody's zombie here once it has ended, and its number anybody's; and it may have made itself
+        // another group since it was found.
+        if running.is_adopted {
+            match group_of(&running.main) {
+                Some(group) => running.main.group = group,
+                None => return,
+            }
         }
         if let Err(error) = signal(running.main.group, stop_signal) {
             tracing::warn!(%error, pid = main.as_raw(), "cannot signal a process group");
+            let _ = kernel::pidfd_signal(running.main.pidfd.as_fd(), stop_signal);
         }
         failpoint::reached("after-terminate");
     }
@@ -150,20 +174,34 @@ impl Driver {
     /// Ends what is left, on a worker thread.
     pub(super) fn end_with(&mut self, id: BackendId, generation: u64, ending: Ending) {
         let mains = self.mains.clone();
-        let job = move || Report::Gone { id, generation, finished: work::finish(ending, &mains) };
+        // Shared, so that it is not lost with a job that no thread takes.
+        let ending = Arc::new(Mutex::new(Some(ending)));
+        let theirs = Arc::clone(&ending);
+        let job = move || {
+            let taken = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let finished = taken.map(|ending| work::finish(ending, &mains)).unwrap_or_default();
+            Report::Gone { id, generation, finished }
+        };
+        self.ending += 1;
         let faulty = move || {
             let _ = telling::fault("the end of a backend failed");
             Report::Gone { id, generation, finished: Finished::default() }
         };
         if let Err(error) = self.work(job, faulty) {
+            // Nothing may be started over what still runs: so it is ended here, whoever waits meanwhile.
             tracing::error!(%error, generation, "no thread to end a backend from");
-            self.follow_up(id, Event::Gone { generation, trace: Trace::default() });
+            let taken = ending.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let Finished { trace, .. } = taken.map(|ending| work::finish(ending, &self.mains)).unwrap_or_default();
+            self.ending -= 1;
+            self.remember_end(id, generation, &trace);
+            self.follow_up(id, Event::Gone { generation, trace });
         }
     }
 
     /// Nothing of a backend is left.
     pub(super) fn gone(&mut self, id: BackendId, generation: u64, finished: Finished) {
         let Finished { trace, remaining, lingering } = finished;
+        self.ending -= 1;
         if let Some((key, _)) = self.registry.get(id) {
             if remaining.is_empty() {
                 tracing::debug!(backend = %key, generation, "gone");
@@ -179,8 +217,8 @@ impl Driver {
     }
 }
 
-/// Whether a main process lives and is in its group, which so is its own.
-fn is_in_group(main: &Main) -> bool {
-    let stat = identity::stat(main.pid).ok().flatten();
-    !kernel::has_ended(main.pidfd.as_fd()) && stat.is_some_and(|stat| stat.group == main.group)
+/// The group of a main process, which is its own as long as it lives; none if it does not.
+fn group_of(main: &Main) -> Option<Pid> {
+    let stat = identity::stat(main.pid).ok().flatten()?;
+    (!kernel::has_ended(main.pidfd.as_fd())).then_some(stat.group)
 }

@@ -46,11 +46,12 @@ impl Driver {
         }
     }
 
-    /// Says so when nothing keeps a broker that is going: no launch is under way, and what it does not leave is gone.
+    /// Says so when nothing keeps a broker that is going: no launch and no end is under way, and what it does not
+    /// leave is gone.
     pub(super) fn leave_if_empty(&self) {
         let Some(Leave { keeps, .. }) = self.leaving else { return };
         let stays = |id, backend: &Backend| backend.is_live() && (!keeps || self.dies_with_us(id));
-        if self.launching == 0 && !self.registry.iter().any(|(id, _, backend)| stays(id, backend)) {
+        if self.launching + self.ending == 0 && !self.registry.iter().any(|(id, _, backend)| stays(id, backend)) {
             self.empty.notify_one();
         }
     }

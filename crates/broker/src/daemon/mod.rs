@@ -13,6 +13,7 @@ mod driver;
 mod ending;
 mod events;
 mod hosted;
+mod hosting;
 mod leaving;
 mod ledger;
 mod listener;
@@ -255,6 +256,9 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
     failpoint::reached("after-flush");
     tracing::info!("ended");
     driver.borrow().remove_sockets();
+    // What is watched is let go of before the next broker may have the locks.
+    driver.borrow_mut().hosted.clear();
+    tokio::task::yield_now().await;
     ownership.leave();
     Ok(())
 }

@@ -1,17 +1,15 @@
 //! Effects: what the machines decide, done.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage};
-use nix::unistd::Pid;
 
 use super::clock::now;
 use super::driver::{Driver, Kind};
 use super::ending::Look;
-use super::hosted::{Launched, Running};
+use super::hosted::Launched;
 use super::ledger::{Start, fingerprint};
 use super::session::{Session, SessionId};
 use super::work::{self, Order, Report};
@@ -23,9 +21,8 @@ use crate::documents::ready_backend;
 use crate::net::endpoint::{self, ConnectError, Connection};
 use crate::net::ownership;
 use crate::net::sock_diag::{established_tcp, established_unix};
-use crate::process::group::Tree;
 use crate::process::spawn;
-use crate::services::{self, Definition, Probe, Resume};
+use crate::services::{self, Resume};
 
 /// What a client is told that is given a backend.
 pub(super) struct Grant {
@@ -146,16 +143,6 @@ impl Driver {
         }
     }
 
-    /// Waits for the appearance of a socket file, where that tells of readiness.
-    pub(super) fn watch_for(&mut self, id: BackendId, generation: u64, definition: &Definition, socket: &Path) {
-        let is_awaited = matches!(definition.endpoint, services::Endpoint::Unix { .. })
-            && matches!(definition.readiness.probe, Probe::Connect);
-        if is_awaited && let Some(hosted) = self.hosted.get_mut(&id) {
-            self.watches.add(socket, id, generation);
-            hosted.watched = Some(socket.to_owned());
-        }
-    }
-
     /// Takes what a launch made, and begins to watch it.
     pub(super) fn launched(&mut self, id: BackendId, generation: u64, result: Result<Box<Launched>, Box<Refusal>>) {
         self.launching -= 1;
@@ -175,49 +162,9 @@ impl Driver {
         };
         let endpoint = launched.start.endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default();
         tracing::info!(backend = %key, generation, pid = launched.main.pid.as_raw(), endpoint, "started");
-        self.launched_one.notify_one();
         self.host(id, launched, false);
         self.dispatch(id, Event::Started { generation });
         self.stop_if_not_kept(id);
-    }
-
-    /// Keeps a generation that runs, and begins to watch it.
-    pub(super) fn host(&mut self, id: BackendId, launched: Launched, is_adopted: bool) {
-        let Launched { start, main, endpoint, facts, log, listener, notify, probe, dies_with_broker } = launched;
-        let generation = start.generation;
-        let (over, is_over) = tokio::sync::watch::channel(());
-        let mut running_tasks = vec![tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&main.pidfd))];
-        if let Some(notify) = notify {
-            running_tasks.push(tasks::watch_notify(self.me.clone(), id, generation, notify));
-        }
-        drop(is_over);
-        let Some(hosted) = self.hosted.get_mut(&id) else { return };
-        hosted.listener = listener;
-        hosted.log = Some(log.clone());
-        hosted.running = Some(Running {
-            generation,
-            definition: Arc::clone(&start.definition),
-            known: start.process.iter().flat_map(|process| &process.known).map(|&pid| Pid::from_raw(pid)).collect(),
-            start,
-            is_adopted,
-            dies_with_broker,
-            endpoint,
-            main,
-            facts: Arc::new(facts),
-            survivors: Vec::new(),
-            looks: 0,
-            tree: Tree::default(),
-            log,
-            probe: probe.map(Arc::new),
-            over,
-            tasks: running_tasks,
-        });
-    }
-
-    pub(super) fn unwatch(&mut self, id: BackendId) {
-        if let Some(path) = self.hosted.get_mut(&id).and_then(|hosted| hosted.watched.take()) {
-            self.watches.remove(&path);
-        }
     }
 
     /// Looks whether the endpoint serves; a command is started instead.

@@ -11,11 +11,27 @@ use std::path::{Path, PathBuf};
 
 use crate::core::registry::BackendKey;
 use crate::net::endpoint::remove_dead_unix;
-use crate::process::leftovers::end_writers_below;
+use crate::process::leftovers::end_writers;
 use crate::services::values::SOCKET_PATH_MAX;
 
 /// Room for what follows an endpoint's stem: `.` and a generation of twenty digits and `.notify`.
 const SUFFIX_MAX: usize = 28;
+
+/// The folder of a backend's log files, in its own.
+const LOGS: &str = "logs";
+
+/// What belongs to backends that live, or may.
+#[derive(Debug, Default)]
+pub(super) struct Spared {
+    /// Their folders, as they are named below that of all backends.
+    pub(super) backends: Vec<PathBuf>,
+    pub(super) sockets: HashSet<PathBuf>,
+}
+
+/// The folder of a backend below that of all backends.
+pub(super) fn folder_of(key: &BackendKey) -> PathBuf {
+    [key.instance.as_str(), key.service.as_str(), &key.version.to_string()].iter().collect()
+}
 
 /// The folders of one broker.
 #[derive(Debug, Clone)]
@@ -61,7 +77,7 @@ impl Places {
 
     /// The folder of a backend's log files.
     pub(super) fn logs(&self, key: &BackendKey) -> PathBuf {
-        self.of_backend(key).join("logs")
+        self.of_backend(key).join(LOGS)
     }
 
     /// The journal of backends.
@@ -81,30 +97,29 @@ impl Places {
     }
 
     fn of_backend(&self, key: &BackendKey) -> PathBuf {
-        let backends = self.state.join("backends");
-        backends.join(key.instance.as_str()).join(key.service.as_str()).join(key.version.to_string())
+        self.state.join("backends").join(folder_of(key))
     }
 
-    /// Ends what an earlier broker left without a record of it, and removes the sockets that nobody serves. Logs and
-    /// sockets that are spared belong to backends that live, or may.
-    pub(super) fn sweep(&self, spared: &HashSet<PathBuf>) {
+    /// Ends what an earlier broker left without a record of it, and removes the sockets that nobody serves.
+    pub(super) fn sweep(&self, spared: &Spared) {
         // As the kernel names it.
         if let Ok(backends) = self.state.join("backends").canonicalize() {
-            let spared: HashSet<PathBuf> = spared.iter().filter_map(|path| path.canonicalize().ok()).collect();
-            let ended = end_writers_below(&backends, &spared);
+            let is_ours = |file: &Path| {
+                let Ok(below) = file.strip_prefix(&backends) else { return false };
+                // `INSTANCE/SERVICE/VERSION/logs/FILE`. What is in `data` is the daemon's own, or a process's.
+                below.components().nth(3).is_some_and(|folder| folder.as_os_str() == LOGS)
+                    && !spared.backends.iter().any(|backend| below.starts_with(backend))
+            };
+            let ended = end_writers(is_ours);
             if !ended.is_empty() {
                 tracing::warn!(?ended, "ended what outlived an earlier broker");
             }
         }
         let entries = fs::read_dir(&self.endpoints).into_iter().flatten().flatten();
-        for path in entries.map(|entry| entry.path()).filter(|path| !spared.contains(path)) {
-            let result = match path.extension().and_then(|extension| extension.to_str()) {
-                // Its reader was the earlier broker, and that is gone: we hold its lock.
-                Some("notify") => fs::remove_file(&path),
-                Some("sock") => remove_dead_unix(&path).map(drop),
-                _ => Ok(()),
-            };
-            if let Err(error) = result {
+        for path in entries.map(|entry| entry.path()).filter(|path| !spared.sockets.contains(path)) {
+            let is_socket = path.extension().is_some_and(|extension| extension == "notify" || extension == "sock");
+            // Another broker may have moved its own socket elsewhere, and still have others here.
+            if is_socket && let Err(error) = remove_dead_unix(&path) {
                 tracing::warn!(%error, path = %path.display(), "cannot remove what an earlier broker left");
             }
         }

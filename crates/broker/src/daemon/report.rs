@@ -26,7 +26,8 @@ pub(super) fn status(driver: &Driver) -> Value {
     let now = now();
     let mut ids: Vec<(&BackendKey, BackendId)> = driver.registry.iter().map(|(id, key, _)| (key, id)).collect();
     ids.sort();
-    let backends: Vec<Value> = ids.into_iter().filter_map(|(_, id)| backend(driver, id)).collect();
+    let held_back = driver.held_back.iter().map(|(key, reason)| held_back(key, reason));
+    let backends: Vec<Value> = ids.into_iter().filter_map(|(_, id)| backend(driver, id)).chain(held_back).collect();
     json!({
         "broker": {
             "pid": std::process::id(),
@@ -43,6 +44,17 @@ pub(super) fn status(driver: &Driver) -> Value {
         },
         "backends": backends,
     })
+}
+
+/// A backend that no service file defines, and of which it is not known what became of it.
+fn held_back(key: &BackendKey, reason: &str) -> Value {
+    let mut value = name(key);
+    let details = json!({
+        "state": broker_proto::State::Quarantined.as_str(), "state_for_ms": 0, "generation": 0, "holds": 0,
+        "quarantine": reason,
+    });
+    extend(&mut value, details);
+    value
 }
 
 fn backend(driver: &Driver, id: BackendId) -> Option<Value> {

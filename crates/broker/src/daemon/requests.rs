@@ -14,7 +14,7 @@ use super::driver::{Asked, Driver, Kind};
 use super::hosted::{self, Hosted};
 use super::session::{Session, SessionId};
 use crate::core::admission::{AccessRules, Rejection, admit, admit_connected};
-use crate::core::backend::{Event, RETRY_HINT, Ticket, Waiter};
+use crate::core::backend::{Event, RETRY_HINT, Ticket, Waiter, quarantined};
 use crate::core::millis_up;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::versions::{NoVersion, choose};
@@ -118,6 +118,12 @@ impl Driver {
         let key = BackendKey { instance, service: definition.service.clone(), version: definition.version.clone() };
         if let Some(id) = self.registry.find(&key) {
             return Ok(id);
+        }
+        if let Some(reason) = self.held_back.get(&key) {
+            return Err(Box::new(quarantined(reason)));
+        }
+        if let Some(memory) = self.dormant.remove(&key) {
+            return Ok(self.restore(&key, memory, definition));
         }
         let policies = hosted::policies(definition, self.config.limits.waiters_per_backend);
         let id = self.registry.open(now(), &key, policies).map_err(|full| {

@@ -17,6 +17,7 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 
 use crate::net::endpoint::{EndpointError, prepare_unix};
+use crate::process::identity::FileId;
 use crate::process::printable::printable_line;
 
 /// What is longer is not read, as a whole.
@@ -30,6 +31,8 @@ const DESCRIPTORS_MAX: usize = 253;
 pub(crate) struct NotifySocket {
     socket: OwnedFd,
     path: PathBuf,
+    /// The file that it made. The next broker may have made another one at that path.
+    file: Option<FileId>,
 }
 
 /// What one message said; what it did not say is empty.
@@ -59,7 +62,7 @@ impl NotifySocket {
         // Before the bind, so that no message comes without its sender.
         setsockopt(&socket, sockopt::PassCred, &true).map_err(failed)?;
         bind(socket.as_raw_fd(), &UnixAddr::new(path).map_err(failed)?).map_err(failed)?;
-        Ok(Self { socket, path: path.to_owned() })
+        Ok(Self { socket, path: path.to_owned(), file: file_at(path) })
     }
 
     /// What `NOTIFY_SOCKET` is to be set to.
@@ -119,8 +122,14 @@ impl AsRawFd for NotifySocket {
 
 impl Drop for NotifySocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if self.file.is_some() && file_at(&self.path) == self.file {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn file_at(path: &Path) -> Option<FileId> {
+    fs::symlink_metadata(path).ok().as_ref().map(FileId::from)
 }
 
 /// Unknown assignments, and known ones with nonsense for a value, are passed over.

@@ -21,7 +21,7 @@ use super::exit::{Exit, peek};
 use super::identity::{self, Identity, Stat, open_if, stat};
 use super::kernel::{has_ended, pidfd_signal, reap, wait_ended};
 use super::orphans::orphans;
-use super::start::StartFacts;
+use super::start::{Evidence, StartFacts};
 
 /// How long [`end`] usually waits for killed processes. Only one in uninterruptible sleep takes longer than an instant.
 pub(crate) const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -191,9 +191,10 @@ impl Doomed<'_> {
         // A backend of an earlier broker is no child of ours, and its orphans went elsewhere: there only proof counts.
         let is_foreign = !pinned;
         let is_stray = |process: &Stat| {
-            let Some(evidence) = self.start.and_then(|start| start.evidence(process)) else { return false };
-            let is_orphan = orphans.contains(&process.pid) && evidence.suffices_to_end();
-            is_orphan || (is_foreign && evidence.is_proof())
+            let Some(start) = self.start else { return false };
+            let is_orphan = orphans.contains(&process.pid);
+            (is_orphan && start.evidence(process).is_some_and(Evidence::suffices_to_end))
+                || (is_foreign && start.proof(process, main.is_some_and(|m| m.session == start.leader.pid)).is_some())
         };
         let may_be_stray = |process: &Stat| is_foreign || orphans.contains(&process.pid);
         let spared = |pid: Pid| pid == self.main || pid == Pid::this() || (self.is_other)(pid);

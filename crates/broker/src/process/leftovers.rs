@@ -3,10 +3,9 @@
 //! Ends what is proved to be a backend's, by its session, the log that it writes or the notify socket that it was told
 //! of, and nothing else.
 
-use std::collections::HashSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -14,20 +13,19 @@ use nix::unistd::Pid;
 
 use super::identity::{self, Stat, open_if};
 use super::kernel::{pidfd_signal, wait_ended};
-use super::start::{Evidence, StartFacts};
+use super::start::StartFacts;
 
 /// How long killed processes are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Kills every process whose stdout or stderr is a file below the folder, other than the spared ones, and waits until
-/// they are gone; who they were.
+/// Kills every process whose stdout or stderr is such a file, and waits until they are gone; who they were.
 ///
-/// Call it as the owner of the folder, before anything is started: then whoever writes there belongs to a broker that
-/// is gone.
-pub(crate) fn end_writers_below(folder: &Path, spared: &HashSet<PathBuf>) -> Vec<Pid> {
+/// Call it as the owner of those files, before anything is started: then whoever writes there belongs to a broker that is
+/// gone. A file that was removed meanwhile is shown to it as the kernel shows it, with ` (deleted)` behind its name.
+pub(crate) fn end_writers(is_ours: impl Fn(&Path) -> bool) -> Vec<Pid> {
     let writes_there = |pid: Pid| {
         let outputs = [1, 2].map(|fd| fs::read_link(format!("/proc/{pid}/fd/{fd}")));
-        outputs.iter().flatten().any(|target| target.starts_with(folder) && !spared.contains(target))
+        outputs.iter().flatten().any(|target| is_ours(target))
     };
     let candidates = identity::all().unwrap_or_default();
     let writers: Vec<_> = candidates
@@ -53,7 +51,7 @@ pub(crate) fn end_writers_below(folder: &Path, spared: &HashSet<PathBuf>) -> Vec
 pub(crate) fn end_start(facts: &StartFacts, is_other: &dyn Fn(Pid) -> bool, patience: Duration) -> Vec<Pid> {
     let deadline = Instant::now() + patience;
     loop {
-        let is_proved = |process: &Stat| facts.evidence(process).is_some_and(Evidence::is_proof);
+        let is_proved = |process: &Stat| facts.proof(process, false).is_some();
         let found: Vec<_> = identity::all()
             .unwrap_or_default()
             .into_iter()
@@ -69,7 +67,7 @@ pub(crate) fn end_start(facts: &StartFacts, is_other: &dyn Fn(Pid) -> bool, pati
         }
         let running = found.iter().filter(|(_, pidfd)| !wait_ended(pidfd.as_fd(), Duration::ZERO));
         let running: Vec<Pid> = running.map(|(process, _)| process.pid).collect();
-        if found.is_empty() || (Instant::now() >= deadline && !running.is_empty()) {
+        if found.is_empty() || Instant::now() >= deadline {
             return running;
         }
     }
@@ -78,7 +76,7 @@ pub(crate) fn end_start(facts: &StartFacts, is_other: &dyn Fn(Pid) -> bool, pati
 /// Processes that live and prove to be of a start whose first process is gone, the oldest first: what a daemon that
 /// forked away has become while no broker looked.
 pub(crate) fn heirs(facts: &StartFacts, all: &[Stat]) -> Vec<(Stat, OwnedFd)> {
-    let is_proved = |process: &Stat| facts.evidence(process).is_some_and(Evidence::is_proof);
+    let is_proved = |process: &Stat| facts.proof(process, false).is_some();
     let candidates = all.iter().filter(|process| process.start_time >= facts.leader.start_time);
     let mut found: Vec<_> = candidates
         .filter(|process| process.pid != Pid::this())
@@ -94,12 +92,12 @@ mod tests {
     use crate::process::testing::{Start, as_broker, wait_for};
 
     #[test]
-    fn who_writes_below_the_folder_is_ended_and_nobody_else() {
+    fn who_writes_to_such_a_file_is_ended_and_nobody_else() {
         as_broker(|| {
             let ours = Start::sh("exec sleep 1000");
             let other = Start::sh("exec sleep 1000");
             let folder = ours.folder().canonicalize().expect("it exists");
-            assert_eq!(end_writers_below(&folder, &HashSet::new()), [ours.spawned.pid]);
+            assert_eq!(end_writers(|path| path.starts_with(&folder)), [ours.spawned.pid]);
             assert!(wait_ended(ours.spawned.pidfd.as_fd(), PATIENCE));
             assert!(!wait_ended(other.spawned.pidfd.as_fd(), Duration::ZERO));
         });

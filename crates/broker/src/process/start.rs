@@ -55,11 +55,6 @@ pub(crate) enum Evidence {
 }
 
 impl Evidence {
-    /// Whether no process of another start can show it; the others hold only for our own orphans.
-    pub(crate) fn is_proof(self) -> bool {
-        self <= Self::NotifySocket
-    }
-
     /// Whether a process may be ended on it. Many unrelated processes execute the same file.
     pub(crate) fn suffices_to_end(self) -> bool {
         self <= Self::CommandLine
@@ -126,28 +121,59 @@ impl StartFacts {
         if process.session == self.leader.pid && self.owns_its_number() {
             return Some(Evidence::Session);
         }
-        let outputs = [1, 2].map(|fd| fs::metadata(format!("/proc/{}/fd/{fd}", process.pid)).ok());
-        let mut outputs_of_files = outputs.iter().flatten().filter(|file| file.is_file()).map(FileId::from);
-        if let Some(log) = self.log
-            && outputs_of_files.clone().any(|file| file == log)
-        {
+        let outputs = outputs_of(process.pid);
+        if self.log.is_some_and(|log| outputs.contains(&log)) {
             return Some(Evidence::LogFile);
         }
         let told = notify_socket_of(process.pid);
         if told.is_some() && told == self.notify_socket {
             return Some(Evidence::NotifySocket);
         }
-        if told.is_some() || outputs_of_files.next().is_some() {
+        if told.is_some() || !outputs.is_empty() {
             return None;
         }
+        self.likeness(process.pid)
+    }
+
+    /// The evidence that a process which is no child of ours belongs to this start, if it is proof. Open its pidfd first.
+    ///
+    /// Once nobody is left in a session its number may become that of a stranger's. `session_is_held` says that somebody
+    /// is in it who is proved to be of the start; otherwise only who runs the same program there is held for one.
+    pub(crate) fn proof(&self, process: &Stat, session_is_held: bool) -> Option<Evidence> {
+        if process.start_time < self.leader.start_time {
+            return None;
+        }
+        let is_in_session = process.session == self.leader.pid;
+        if is_in_session && session_is_held {
+            return Some(Evidence::Session);
+        }
+        if self.log.is_some_and(|log| outputs_of(process.pid).contains(&log)) {
+            return Some(Evidence::LogFile);
+        }
+        if self.notify_socket.is_some() && notify_socket_of(process.pid) == self.notify_socket {
+            return Some(Evidence::NotifySocket);
+        }
+        let is_ours = is_in_session && self.owns_its_number() && self.likeness(process.pid).is_some();
+        is_ours.then_some(Evidence::Session)
+    }
+
+    /// Whether a process has the command line or the program of this start.
+    fn likeness(&self, pid: Pid) -> Option<Evidence> {
         if !self.command_line.is_empty()
-            && proc_text(process.pid, "cmdline").is_ok_and(|command_line| command_line == self.command_line)
+            && proc_text(pid, "cmdline").is_ok_and(|command_line| command_line == self.command_line)
         {
             return Some(Evidence::CommandLine);
         }
-        let executable = fs::metadata(format!("/proc/{}/exe", process.pid)).ok();
+        let executable = fs::metadata(format!("/proc/{pid}/exe")).ok();
         let executable = executable.as_ref().map(FileId::from);
         (executable.is_some() && executable == self.executable).then_some(Evidence::Executable)
+    }
+
+    /// Lets go of a log that is not the file at its path any more: its number may be another file's by now.
+    pub(crate) fn without_a_lost_log(mut self, path: Option<&Path>) -> Self {
+        let there = path.and_then(|path| fs::metadata(path).ok());
+        self.log = self.log.filter(|log| there.as_ref().map(FileId::from) == Some(*log));
+        self
     }
 
     /// Whether the leader's number was not given to a later process. A session's number stays taken while it has
@@ -155,6 +181,12 @@ impl StartFacts {
     fn owns_its_number(&self) -> bool {
         !matches!(Identity::of(self.leader.pid), Ok(Some(now)) if now != self.leader)
     }
+}
+
+/// The files among stdout and stderr of a process.
+fn outputs_of(pid: Pid) -> Vec<FileId> {
+    let outputs = [1, 2].map(|fd| fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok());
+    outputs.iter().flatten().filter(|file| file.is_file()).map(FileId::from).collect()
 }
 
 fn is_file(stat: &libc::stat) -> bool {

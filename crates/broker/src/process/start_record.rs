@@ -104,9 +104,10 @@ pub(crate) fn read(path: &Path) -> io::Result<Recorded> {
     Ok(Recorded { intent: intent.to_owned(), child })
 }
 
-/// `PID START`, as the child writes it.
-fn parse(line: &str) -> Option<Identity> {
-    let (pid, start_time) = line.strip_suffix('\n')?.split_once(' ')?;
+/// `PID START`, as the child writes it. A program that was being written to is tried again by another child: the last
+/// line is of the one that counts.
+fn parse(said: &str) -> Option<Identity> {
+    let (pid, start_time) = said.strip_suffix('\n')?.lines().last()?.split_once(' ')?;
     Some(Identity { pid: Pid::from_raw(pid.parse().ok()?), start_time: start_time.parse().ok()? })
 }
 
@@ -155,5 +156,6 @@ mod tests {
         assert_eq!(parse("42"), None);
         assert_eq!(parse("42 47"), None);
         assert_eq!(parse("x 47\n"), None);
+        assert_eq!(parse("1 2\n42 47\n").map(|child| child.pid.as_raw()), Some(42), "the last child");
     }
 }

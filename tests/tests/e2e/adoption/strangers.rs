@@ -18,6 +18,7 @@ trials![
     another_boot_clears_the_budget,
     what_is_of_another_pid_namespace_is_quarantined_until_it_is_released,
     a_row_of_an_unknown_phase_is_quarantined_until_it_is_released,
+    a_damaged_document_of_a_start_is_made_good_by_its_record,
     a_row_whose_documents_are_damaged_is_quarantined_and_its_process_lives,
 ];
 
@@ -219,10 +220,20 @@ fn a_row_of_an_unknown_phase_is_quarantined_until_it_is_released() {
     is_quarantined_until_it_is_released(&mut broker, pid, 1, "dancing");
 }
 
+fn a_damaged_document_of_a_start_is_made_good_by_its_record() {
+    let (mut broker, pid) = only_the_backend_runs();
+    journal::alter(&broker, "UPDATE backends SET launch = '{'", []);
+    broker.start_again();
+    let backend = broker.backend("path");
+    assert_eq!((&backend["state"], &backend["pid"], &backend["adopted"]), (&"ready".into(), &pid.into(), &true.into()));
+}
+
 fn a_row_whose_documents_are_damaged_is_quarantined_and_its_process_lives() {
     for column in ["memory", "launch"] {
         let (mut broker, pid) = only_the_backend_runs();
         journal::alter(&broker, &format!("UPDATE backends SET {column} = '{{'"), []);
+        // Its record would make good what the row tells of the start.
+        std::fs::remove_dir_all(broker.path("state/starts")).expect("there is a record");
         broker.start_again();
         let backend = broker.backend("path");
         assert_eq!(backend["state"], "quarantined", "{column}: {backend}");

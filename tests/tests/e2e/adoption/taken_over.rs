@@ -133,7 +133,7 @@ fn an_adopted_backend_is_stopped_when_it_is_idle() {
         broker.kill_and_start_again();
         if let Some(mut connection) = connection.take() {
             // Who is connected keeps it.
-            wait_until("its idle time is over", || broker.status()["broker"]["uptime_ms"].as_u64() > Some(1500));
+            wait_until("its idle time is over", || broker.status()["broker"]["uptime_ms"].as_u64() > Some(11_000));
             assert_eq!((connection.pid(), pid_of(&broker.backend("path"))), (pid, pid));
         }
         let backend = broker.wait_state("path", "inactive");

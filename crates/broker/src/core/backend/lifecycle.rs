@@ -154,7 +154,10 @@ impl Backend {
         let generation = self.generation;
         let (began, ready, waiters) = match &mut self.state {
             // Such a daemon may bind before it forks away, and so be ready an instant before its first process ends.
-            State::Starting(_) | State::Ready { healthy_at: Some(_), .. } if survivors && exit == Exit::Code(0) => {
+            // Of an adopted one it cannot be seen how its first process ended.
+            State::Starting(_) | State::Ready { healthy_at: Some(_), .. }
+                if survivors && matches!(exit, Exit::Code(0) | Exit::Unknown) =>
+            {
                 effects.push(Effect::Follow { generation });
                 effects.push(Effect::Record { generation, happening: Happening::Forked });
                 if let State::Starting(starting) = &mut self.state

@@ -16,6 +16,10 @@ use super::{
     Backend, Effect, End, Happening, Policies, Refusal, Starting, State, Stopping, Then, refuse_all, requests,
 };
 
+/// How long an adopted backend is not idle, whoever holds it or not: those who held it need a while to come back to the
+/// next broker, of which a client waits 5 seconds at most before it dials again.
+const RETURN_GRACE: Duration = Duration::from_secs(10);
+
 /// What is remembered. Its times are of the boot in which they were written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Memory {
@@ -72,6 +76,11 @@ impl Memory {
     pub(crate) fn being_ended(mut self, now: Timestamp) -> Self {
         self.budget.start_ended();
         Self { phase: Phase::Stopping { began: now, end: End::Asked, then: Then::Rest }, ..self }
+    }
+
+    /// Whether a process of it may exist.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Starting { .. } | Phase::Ready { .. } | Phase::Stopping { .. })
     }
 
     /// A start whose time is over and which was not ended for it has become ready.
@@ -137,7 +146,8 @@ impl Backend {
             Phase::Ready { began, since, proved } => {
                 backend.since = since;
                 let healthy_at = (!proved).then(|| since + policies.recovery.healthy_after());
-                State::Ready { began, healthy_at, idle_at: policies.idle_timeout.map(|timeout| now + timeout) }
+                let idle_at = policies.idle_timeout.map(|timeout| now + timeout.max(RETURN_GRACE));
+                State::Ready { began, healthy_at, idle_at: idle_at.or_else(|| draining.then(|| now + RETURN_GRACE)) }
             }
             Phase::Stopping { began, end, then } => {
                 // Who went by himself has nothing to wait for any more.
@@ -164,7 +174,6 @@ impl Backend {
             }
             State::Ready { .. } => {
                 self.record(Happening::Adopted, effects);
-                self.stop_if_drained(effects);
                 None
             }
             State::Stopping(stopping) => {

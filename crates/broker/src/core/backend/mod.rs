@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use self::failure::Failure;
 pub(crate) use self::memory::{Memory, Phase};
+pub(crate) use self::requests::quarantined;
 pub(crate) use self::words::{Effect, Event, Happening, News, Policies, Progress, RETRY_HINT, Trace, View, Why, Word};
 use super::Timestamp;
 use super::readiness::Readiness;
@@ -156,6 +157,11 @@ impl Backend {
             obstacle: None,
             revision: 0,
         }
+    }
+
+    /// A backend that never ran, whose first generation is the one above that.
+    pub(crate) fn above(now: Timestamp, policies: Policies, generation: u64) -> Self {
+        Self { generation, ..Self::new(now, policies) }
     }
 
     /// Takes one event and says what must be done.

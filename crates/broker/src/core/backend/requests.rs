@@ -314,7 +314,8 @@ fn join(waiters: &mut Waiters, waiter: Waiter, waiters_max: usize, effects: &mut
     false
 }
 
-fn quarantined(reason: &str) -> Refusal {
+/// What one is told who wants a backend that nobody knows the state of.
+pub(crate) fn quarantined(reason: &str) -> Refusal {
     let reason = format!("the backend is quarantined until an operator releases it (`brokerctl release`): {reason}");
     Refusal::new(Code::BackendUnavailable, reason).retry_after_ms(millis_up(QUARANTINE_HINT))
 }

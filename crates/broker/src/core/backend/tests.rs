@@ -8,6 +8,7 @@ use super::super::readiness::Pace;
 use super::super::simulation::policies;
 use super::*;
 
+mod memory;
 mod orders;
 mod record;
 

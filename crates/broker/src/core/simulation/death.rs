@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use broker_proto::Exit;
 
-use super::super::backend::{Backend, Event, Memory, Phase, Trace};
+use super::super::backend::{Backend, Event, Memory, Trace};
 use super::super::registry::Registry;
 use super::world::{REGISTRY_MAX, World};
 
@@ -65,7 +65,7 @@ impl World {
         let memory: Memory = serde_json::from_str(&written).expect("what was written");
         let found = match self.daemons[at].process {
             _ if never_started => Found::NeverStarted,
-            Some(process) if is_live(&memory) => match process.ended {
+            Some(process) if memory.is_live() => match process.ended {
                 false => Found::Alive { generation: process.generation },
                 true => Found::Dead { generation: process.generation },
             },
@@ -93,8 +93,4 @@ impl World {
             }
         }
     }
-}
-
-fn is_live(memory: &Memory) -> bool {
-    matches!(memory.phase, Phase::Starting { .. } | Phase::Ready { .. } | Phase::Stopping { .. })
 }

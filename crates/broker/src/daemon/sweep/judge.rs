@@ -56,11 +56,21 @@ enum Seen {
 
 /// How far a backend was that may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Was {
+pub(in crate::daemon) enum Was {
     Starting,
     /// It may have been ready an instant before it forked away.
     JustReady,
     Settled,
+}
+
+impl Was {
+    pub(in crate::daemon) fn in_phase(phase: &Phase) -> Self {
+        match phase {
+            Phase::Starting { .. } => Self::Starting,
+            Phase::Ready { proved: false, .. } => Self::JustReady,
+            _ => Self::Settled,
+        }
+    }
 }
 
 /// Judges, in this boot and namespace.
@@ -84,9 +94,7 @@ impl Judge {
         let was = match &left.memory.phase {
             Phase::Inactive { .. } | Phase::Failed { .. } => return Verdict::Rests,
             Phase::Quarantined { reason } => return Verdict::Unclear(reason.clone()),
-            Phase::Starting { .. } => Was::Starting,
-            Phase::Ready { proved: false, .. } => Was::JustReady,
-            Phase::Ready { .. } | Phase::Stopping { .. } => Was::Settled,
+            phase @ (Phase::Starting { .. } | Phase::Ready { .. } | Phase::Stopping { .. }) => Was::in_phase(phase),
         };
         let Some(start) = &left.start else {
             return match was {
@@ -131,42 +139,54 @@ impl Judge {
             Some(process) => process.facts.clone(),
             None => StartFacts::of_another(identity, start.log.as_deref(), start.notify.clone()),
         };
+        if start.endpoint.is_none() {
+            return Verdict::Unclear("it is not on record where it serves".to_owned());
+        }
         let known = || start.process.iter().flat_map(|process| &process.known).map(|&pid| Pid::from_raw(pid)).collect();
         match see(identity) {
             Seen::Alive(pidfd, stat) => {
                 let found = Found { main: identity, group: stat.group, pidfd, facts: facts(), known: known() };
                 if start.record.is_some() { Verdict::Alive(found) } else { Verdict::Doomed(found) }
             }
-            Seen::Gone => self.heir(start, was, facts(), known()),
+            Seen::Gone => self.heir(start, was, facts().without_a_lost_log(start.log.as_deref()), known()),
             Seen::Unclear(reason) => Verdict::Unclear(reason),
         }
     }
 
     /// A daemon may have forked away while no broker looked; then the oldest of what it left is the backend.
-    ///
-    /// How its first process ended nobody knows. So what looks like the workers of one that died is not taken for such a
-    /// daemon: several orphans that stayed in its session; nor is, where it served already, what serves no more.
     fn heir(&mut self, start: &Start, was: Was, facts: StartFacts, mut known: Vec<Pid>) -> Verdict {
-        if was == Was::Settled {
-            return Verdict::Gone(Some(Box::new(facts)));
-        }
         let all = self.all.get_or_insert_with(|| identity::all().unwrap_or_default());
-        let found = heirs(&facts, all);
-        let is_orphan = |stat: &Stat| !found.iter().any(|(other, _)| other.pid == stat.parent);
-        let orphans: Vec<&Stat> = found.iter().map(|(stat, _)| stat).filter(|stat| is_orphan(stat)).collect();
-        let has_left = orphans.iter().any(|stat| stat.session != facts.leader.pid);
-        let is_daemon = match was {
-            Was::Starting => has_left || orphans.len() == 1,
-            Was::JustReady | Was::Settled => has_left && start.endpoint.as_ref().is_some_and(serves),
-        };
-        let mut heirs = found.into_iter();
-        let Some((stat, pidfd)) = heirs.next().filter(|_| is_daemon) else {
-            return Verdict::Gone(Some(Box::new(facts)));
-        };
+        let mut heirs = daemon_left_by(&facts, all, was, start.endpoint.as_ref()).into_iter();
+        let Some((stat, pidfd)) = heirs.next() else { return Verdict::Gone(Some(Box::new(facts))) };
         known.push(facts.leader.pid);
         known.extend(heirs.map(|(stat, _)| stat.pid));
         Verdict::Alive(Found { main: stat.identity(), group: stat.group, pidfd, facts, known })
     }
+}
+
+/// The daemon that a process has become whose end nobody saw, and what else it left, the oldest first; nothing if it was
+/// the daemon itself.
+///
+/// How the process ended is not known. So what looks like the workers of one that died is not taken for such a daemon:
+/// several orphans that stayed in its session; nor is, where it served already, what serves no more.
+pub(in crate::daemon) fn daemon_left_by(
+    facts: &StartFacts,
+    all: &[Stat],
+    was: Was,
+    endpoint: Option<&Endpoint>,
+) -> Vec<(Stat, OwnedFd)> {
+    if was == Was::Settled {
+        return Vec::new();
+    }
+    let found = heirs(facts, all);
+    let is_orphan = |stat: &Stat| !found.iter().any(|(other, _)| other.pid == stat.parent);
+    let orphans: Vec<&Stat> = found.iter().map(|(stat, _)| stat).filter(|stat| is_orphan(stat)).collect();
+    let has_left = orphans.iter().any(|stat| stat.session != facts.leader.pid);
+    let is_daemon = match was {
+        Was::Starting => has_left || orphans.len() == 1,
+        Was::JustReady | Was::Settled => has_left && endpoint.is_some_and(serves),
+    };
+    if is_daemon { found } else { Vec::new() }
 }
 
 /// Whether somebody accepts there.

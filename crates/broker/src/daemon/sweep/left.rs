@@ -41,8 +41,11 @@ pub(super) fn gather(rows: Vec<Row>, places: &Places) -> Vec<Left> {
 
 /// The newest start that a record tells of, for each backend of which the journal does not know as much.
 fn newest_records(rows: &[Row], places: &Places) -> HashMap<BackendKey, Start> {
-    // A row that tells of no start while something may run knows less of that generation than a record does.
-    let is_told = |row: &&Row| row.launch.is_some() || matches!(row.phase, Phase::Inactive | Phase::Quarantined);
+    // A row that tells of no start that is understood, while something may run, knows less of that generation than a
+    // record does.
+    let is_told = |row: &&Row| {
+        matches!(understood(row), Some(Ok(_))) || matches!(row.phase, Phase::Inactive | Phase::Quarantined)
+    };
     let known: HashMap<&BackendKey, u64> = rows
         .iter()
         .map(|row| (&row.key, if is_told(&row) { row.generation } else { row.generation.saturating_sub(1) }))
@@ -104,20 +107,31 @@ fn of_row(row: Row, newer: Option<Start>) -> Left {
         Some(start) if start.generation == memory.generation => {
             return Left { key: row.key, memory, boot_id, fingerprint, start: Some(start), is_over: false };
         }
-        Some(start) => return of_record(Some((memory, fingerprint)), start),
+        Some(start) => {
+            // Times of another boot are of another clock.
+            let is_old = boot_id.is_some_and(|boot_id| boot_id != start.here.boot_id);
+            let memory = if is_old { memory.in_another_boot() } else { memory };
+            return of_record(Some((memory, fingerprint)), start);
+        }
         None => {}
     }
     let is_over = row.launch.is_none() && row.phase == Phase::Stopping;
-    let start = row.launch.as_deref().and_then(|launch| match serde_json::from_str::<Start>(launch) {
-        Ok(start) => Some(start),
-        Err(error) => {
-            tracing::error!(backend = %row.key, %error, "what the journal tells of its start is not understood");
-            None
+    let (memory, start) = match understood(&row) {
+        None => (memory, None),
+        Some(Ok(start)) => (memory, Some(start).filter(|start| start.generation == row.generation)),
+        // Nor is there a record that would make it good.
+        Some(Err(error)) if memory.is_live() => {
+            let reason = format!("what the journal tells of its start is not understood: {error}");
+            (memory.quarantined(reason), None)
         }
-    });
-    // A damaged document of a start is made good by its record.
-    let start = start.filter(|start| start.generation == memory.generation);
+        Some(Err(_)) => (memory, None),
+    };
     Left { key: row.key, memory, boot_id, fingerprint, start, is_over }
+}
+
+/// What a row tells of its start, if it tells of one.
+fn understood(row: &Row) -> Option<serde_json::Result<Start>> {
+    row.launch.as_deref().map(serde_json::from_str)
 }
 
 fn of_record(known: Option<(Memory, Option<u64>)>, start: Start) -> Left {

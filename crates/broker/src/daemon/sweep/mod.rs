@@ -4,11 +4,11 @@
 //! it is, what is gone is a crash that goes through the recovery policy, and what cannot be proved is quarantined.
 
 mod adopt;
-mod judge;
+pub(super) mod judge;
 mod left;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,9 @@ use super::clock::now;
 use super::driver::Driver;
 use super::hosted::{self, Hosted, Main};
 use super::ledger::Start;
+use super::places::{Places, Spared, folder_of};
 use super::work::Ending;
+use crate::core::Timestamp;
 use crate::core::backend::{Backend, Event, Happening, Memory};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::failpoint;
@@ -43,7 +45,7 @@ impl Driver {
     pub(super) fn take_over(&mut self, rows: Vec<Row>, unreadable: Vec<Unreadable>) {
         let began = now();
         failpoint::reached("sweep-begun");
-        let mut spared = HashSet::new();
+        let mut spared = Spared::default();
         let mut tally = Tally::default();
         let apart: HashSet<BackendKey> = unreadable.iter().filter_map(|row| row.key.clone()).collect();
         for row in unreadable {
@@ -71,7 +73,7 @@ impl Driver {
     }
 
     /// Does what follows from a verdict.
-    fn settle(&mut self, left: Left, verdict: Verdict, spared: &mut HashSet<PathBuf>, tally: &mut Tally) {
+    fn settle(&mut self, left: Left, verdict: Verdict, spared: &mut Spared, tally: &mut Tally) {
         let Left { key, memory, fingerprint, start, .. } = left;
         let own = start.as_ref().map(|start| Arc::clone(&start.definition));
         if matches!(verdict, Verdict::Rests | Verdict::NeverStarted | Verdict::OtherBoot) {
@@ -87,20 +89,19 @@ impl Driver {
         };
         let Some(definition) = definition else {
             if let Verdict::Unclear(reason) = verdict {
-                tracing::error!(backend = %key, reason, "left as it is, since no service file defines it any more");
-                self.spare_all(&key, start.as_ref(), spared);
-            } else {
+                tracing::error!(backend = %key, reason, "quarantined, and no service file defines it any more");
+                tally.quarantined += 1;
+                spare(Some(&key), start.as_ref(), &self.places, spared);
+                self.held_back.insert(key, reason);
+            } else if self.catalog.problems.is_empty() {
                 self.journal.tell(Change::Forgotten { key });
+            } else {
+                // The definition may be in a file that has an error just now.
+                self.dormant.insert(key, memory_after(memory, &verdict, now()));
             }
             return;
         };
-        let memory = match &verdict {
-            Verdict::NeverStarted => memory.without_its_start(),
-            Verdict::OtherBoot => memory.in_another_boot(),
-            Verdict::Doomed(_) => memory.being_ended(now()),
-            Verdict::Unclear(reason) => memory.quarantined(reason.clone()),
-            Verdict::Rests | Verdict::Alive(_) | Verdict::Gone(_) => memory,
-        };
+        let memory = memory_after(memory, &verdict, now());
         let generation = memory.generation;
         let id = self.restore(&key, memory, &definition);
         if let Some(hosted) = self.hosted.get_mut(&id) {
@@ -117,7 +118,7 @@ impl Driver {
             }
             Verdict::Alive(found) => {
                 tracing::info!(backend = %key, generation, pid = found.main.pid.as_raw(), "adopted");
-                spare(start.as_ref(), spared);
+                spare(Some(&key), start.as_ref(), &self.places, spared);
                 tally.adopted += 1;
                 self.adopt(id, found, start);
             }
@@ -137,7 +138,7 @@ impl Driver {
             Verdict::Unclear(reason) => {
                 tracing::error!(backend = %key, generation, reason, "quarantined");
                 self.record(id, generation, Happening::Quarantined { reason });
-                self.spare_all(&key, start.as_ref(), spared);
+                spare(Some(&key), start.as_ref(), &self.places, spared);
                 tally.quarantined += 1;
             }
         }
@@ -151,7 +152,7 @@ impl Driver {
     }
 
     /// Registers the machine of a backend as it was left.
-    fn restore(&mut self, key: &BackendKey, memory: Memory, definition: &Arc<Definition>) -> BackendId {
+    pub(super) fn restore(&mut self, key: &BackendKey, memory: Memory, definition: &Arc<Definition>) -> BackendId {
         let policies = hosted::policies(definition, self.config.limits.waiters_per_backend);
         let id = self.registry.restore(key, Backend::restored(now(), policies, memory));
         self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
@@ -159,19 +160,25 @@ impl Driver {
     }
 
     /// A row that is not understood: nothing is started over what it may stand for.
-    fn set_apart(&mut self, row: Unreadable, spared: &mut HashSet<PathBuf>, tally: &mut Tally) {
+    fn set_apart(&mut self, row: Unreadable, spared: &mut Spared, tally: &mut Tally) {
         let Unreadable { instance, service, version, key, pid, reason, launch, .. } = row;
         let start: Option<Start> = launch.and_then(|launch| serde_json::from_str(&launch).ok());
-        match &key {
-            Some(key) => self.spare_all(key, start.as_ref(), spared),
-            None => spare(start.as_ref(), spared),
+        spare(key.as_ref(), start.as_ref(), &self.places, spared);
+        // Texts that are no key name no folder either, unless they do.
+        let texts = [&instance, &service, &version];
+        if texts.iter().all(|text| Path::new(text).components().count() == 1 && !text.starts_with('.')) {
+            spared.backends.push(texts.iter().collect());
         }
         let definition = key.as_ref().and_then(|key| {
             self.catalog.services.get(&key.service).and_then(|service| service.daemon(&key.version)).cloned()
         });
+        let definition = definition.or_else(|| start.as_ref().map(|start| Arc::clone(&start.definition)));
         let reason = format!("its row in the journal is not understood: {reason}");
         tracing::error!(instance, service, version, ?pid, reason, "quarantined");
         tally.quarantined += 1;
+        if let (Some(key), None) = (&key, &definition) {
+            self.held_back.insert(key.clone(), reason.clone());
+        }
         if let (Some(key), Some(definition)) = (key, definition) {
             // A generation that was given out is not given again.
             let generation = start.map_or(0, |start| start.generation);
@@ -179,23 +186,31 @@ impl Driver {
             self.restore(&key, memory, &definition);
         }
     }
+}
 
-    /// Keeps the files of every start of a backend: which of them something still uses cannot be told.
-    fn spare_all(&self, key: &BackendKey, start: Option<&Start>, spared: &mut HashSet<PathBuf>) {
-        spare(start, spared);
-        spared.extend(log_file::list(&self.places.logs(key)).unwrap_or_default());
-        spared.insert(self.places.socket(key));
+/// What is remembered after that verdict.
+fn memory_after(memory: Memory, verdict: &Verdict, now: Timestamp) -> Memory {
+    match verdict {
+        Verdict::NeverStarted => memory.without_its_start(),
+        Verdict::OtherBoot => memory.in_another_boot(),
+        Verdict::Doomed(_) => memory.being_ended(now),
+        Verdict::Unclear(reason) => memory.quarantined(reason.clone()),
+        Verdict::Rests | Verdict::Alive(_) | Verdict::Gone(_) => memory,
     }
 }
 
-/// Keeps the files of a start that lives, or may.
-fn spare(start: Option<&Start>, spared: &mut HashSet<PathBuf>) {
-    let Some(start) = start else { return };
-    let socket = match &start.endpoint {
+/// Keeps what belongs to a backend that lives, or may.
+fn spare(key: Option<&BackendKey>, start: Option<&Start>, places: &Places, spared: &mut Spared) {
+    let keys = key.into_iter().chain(start.map(|start| &start.key));
+    for key in keys {
+        spared.backends.push(folder_of(key));
+        spared.sockets.insert(places.socket(key));
+    }
+    let socket = start.and_then(|start| match &start.endpoint {
         Some(Endpoint::Unix { path }) => Some(PathBuf::from(path)),
         Some(Endpoint::Tcp { .. }) | None => None,
-    };
-    spared.extend([start.log.clone(), start.notify.clone(), socket].into_iter().flatten());
+    });
+    spared.sockets.extend(socket.into_iter().chain(start.and_then(|start| start.notify.clone())));
 }
 
 /// What is to be ended of a start whose broker is gone.

@@ -92,8 +92,13 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     mains.insert(pid);
     let facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
         abandon(&spawned, mains);
+        start.record.iter().for_each(|record| drop(std::fs::remove_file(record)));
         failed(format!("cannot look at the process {pid} that was just started"), &error)
     })?;
+    if spawned.dies_with_parent && start.record.take().is_some() {
+        let _ = std::fs::remove_file(&order.record);
+        tracing::warn!(backend = %order.key, "the start could not be recorded, so the backend will end with this broker");
+    }
     start.runs_as(&facts, pid);
     order.journal.tell(start.as_change());
     failpoint::reached_after("after-pid", || order.journal.flush());

@@ -1,6 +1,6 @@
 //! What the child does between clone and exec, while it shares the broker's memory.
 //!
-//! Async-signal-safe system calls only: it never allocates, locks, logs or panics, and opens nothing.
+//! Async-signal-safe system calls only: it never allocates, locks, logs or panics, and leaves nothing open.
 
 mod record;
 

@@ -1,0 +1,66 @@
+//! A generation that runs is kept, and watched: its process, its notify socket, and the place where it is to serve.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::unistd::Pid;
+
+use super::driver::Driver;
+use super::hosted::{Launched, Running};
+use super::tasks;
+use crate::core::registry::BackendId;
+use crate::process::group::Tree;
+use crate::services::{self, Definition, Probe};
+
+impl Driver {
+    /// Keeps a generation that runs, and begins to watch it.
+    pub(super) fn host(&mut self, id: BackendId, launched: Launched, is_adopted: bool) {
+        let Launched { start, main, endpoint, facts, log, listener, notify, probe, dies_with_broker } = launched;
+        let generation = start.generation;
+        // Its log is to be kept short.
+        self.launched_one.notify_one();
+        let (over, is_over) = tokio::sync::watch::channel(());
+        let mut running_tasks = vec![tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&main.pidfd))];
+        if let Some(notify) = notify {
+            running_tasks.push(tasks::watch_notify(self.me.clone(), id, generation, notify));
+        }
+        drop(is_over);
+        let Some(hosted) = self.hosted.get_mut(&id) else { return };
+        hosted.listener = listener;
+        hosted.log = Some(log.clone());
+        hosted.running = Some(Running {
+            generation,
+            definition: Arc::clone(&start.definition),
+            known: start.process.iter().flat_map(|process| &process.known).map(|&pid| Pid::from_raw(pid)).collect(),
+            start,
+            is_adopted,
+            dies_with_broker,
+            endpoint,
+            main,
+            facts: Arc::new(facts),
+            survivors: Vec::new(),
+            looks: 0,
+            tree: Tree::default(),
+            log,
+            probe: probe.map(Arc::new),
+            over,
+            tasks: running_tasks,
+        });
+    }
+
+    /// Waits for the appearance of a socket file, where that tells of readiness.
+    pub(super) fn watch_for(&mut self, id: BackendId, generation: u64, definition: &Definition, socket: &Path) {
+        let is_awaited = matches!(definition.endpoint, services::Endpoint::Unix { .. })
+            && matches!(definition.readiness.probe, Probe::Connect);
+        if is_awaited && let Some(hosted) = self.hosted.get_mut(&id) {
+            self.watches.add(socket, id, generation);
+            hosted.watched = Some(socket.to_owned());
+        }
+    }
+
+    pub(super) fn unwatch(&mut self, id: BackendId) {
+        if let Some(path) = self.hosted.get_mut(&id).and_then(|hosted| hosted.watched.take()) {
+            self.watches.remove(&path);
+        }
+    }
+}
