@@ -28,6 +28,10 @@ use crate::process::start::Evidence;
 /// How often survivors are looked for while somebody is just ending, a millisecond apart: half a second in all.
 const LOOKS_MAX: u32 = 500;
 
+/// How often the daemon is looked for that an adopted process has become, a millisecond and a look at every process
+/// apart: whether somebody is just ending cannot be seen of those who are no children of ours.
+const LOOKS_FOR_HEIRS: u32 = 20;
+
 /// What a look at a main process showed.
 pub(super) enum Look {
     /// It runs, or it is another generation's.
@@ -77,6 +81,11 @@ impl Driver {
         if running.is_adopted && exit == Exit::Unknown && was != Was::Settled {
             let all = identity::all().unwrap_or_default();
             let heirs = daemon_left_by(&running.facts, &all, was, Some(&running.endpoint));
+            // It may be between its two forks, with nothing to show for it.
+            if heirs.is_empty() && running.looks < LOOKS_FOR_HEIRS {
+                running.looks += 1;
+                return Look::Unsettled;
+            }
             let survivor = |(stat, pidfd): (Stat, OwnedFd)| Survivor {
                 pid: stat.pid,
                 identity: stat.identity(),

@@ -1,7 +1,7 @@
 //! Those that were on their way when their broker died: to readiness, to their end, or to another process.
 
 use broker_proto::AdminRequest;
-use broker_tests::{Broker, Service, Setup, process_exists, trials, wait_until};
+use broker_tests::{Broker, Service, Setup, fake_backend, process_exists, trials, wait_until};
 use nix::sys::signal::Signal;
 
 use super::{all_of, journal, kind, order, pid_of, settled};
@@ -12,6 +12,7 @@ trials![
     a_start_past_its_ceiling_is_ended_as_a_crash,
     what_ignores_its_stop_is_killed_by_the_next_broker,
     a_daemon_that_forked_away_while_no_broker_ran_is_followed,
+    a_daemon_that_forks_away_once_it_is_adopted_is_followed,
     a_daemon_that_got_ready_while_no_broker_ran_is_ready,
     a_daemon_that_ended_while_no_broker_ran_is_retried_for_whoever_asks,
 ];
@@ -134,6 +135,29 @@ fn a_daemon_that_forked_away_while_no_broker_ran_is_followed() {
         assert_eq!(pid_of(&broker.backend("away")), pid, "it is written down who it is");
         assert_eq!(broker.starts("away").len(), 1);
     }
+}
+
+fn a_daemon_that_forks_away_once_it_is_adopted_is_followed() {
+    let setup = Setup::new();
+    let (gate, note) = (setup.path("gate"), setup.path("starts/away"));
+    let script = format!(
+        "while [ ! -e {} ]; do sleep 0.02; done; exec {} --fork-away --log-start {} --listen \"$0\"",
+        gate,
+        fake_backend().display(),
+        note
+    );
+    let away = Service::named("away").command("1.0.0", &["/bin/sh", "-c", &script, "{endpoint}"]);
+    let mut broker = setup.service(&away).start();
+    let client = broker.ctl_in_background(&["--json", "resolve", "away"]);
+    let launcher = pid_of(&broker.wait_backend("away", "started", |b| b["pid"].is_u64()));
+    super::journal::wait_phase(&broker, "away", "starting");
+    broker.hand_over();
+    assert_eq!(pid_of(&broker.backend("away")), launcher);
+    broker.open_gate("gate");
+    assert_eq!(client.finish().done().json()["generation"], 1);
+    let backend = broker.wait_backend("away", "known as itself", |b| pid_of(b) != launcher);
+    assert_eq!((pid_of(&backend), &backend["crashes_in_window"]), (broker.starts("away")[0].0, &0.into()), "{backend}");
+    let _ = broker.dial(&backend).ask("hello").expect("served");
 }
 
 fn a_daemon_that_got_ready_while_no_broker_ran_is_ready() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use broker_client::Request;
 use broker_proto::{Event, Exit};
-use broker_tests::{Broker, Service, process_exists, trials, wait_until};
+use broker_tests::{Broker, Service, fake_backend, process_exists, trials, wait_until};
 use serde_json::{Value, json};
 
 use super::agreement::assert_agreement;
@@ -20,6 +20,7 @@ trials![
     an_adopted_backend_is_drained_and_a_drain_outlives_the_broker,
     an_adopted_backend_is_stopped_when_it_is_idle,
     the_log_goes_on,
+    what_a_daemon_writes_elsewhere_and_a_log_that_was_removed_cost_it_nothing,
     an_adopted_backend_that_crashes_is_retried_and_nobody_knows_how_it_ended,
     what_died_while_no_broker_ran_is_started_again_for_its_holder,
     a_client_that_holds_keeps_its_backend,
@@ -140,6 +141,21 @@ fn an_adopted_backend_is_stopped_when_it_is_idle() {
         assert!(!process_exists(pid));
         assert!(backend.is_null() || backend["crashes_in_window"] == 0, "{backend}");
         assert!(broker.log().contains("adopted"));
+    }
+}
+
+fn what_a_daemon_writes_elsewhere_and_a_log_that_was_removed_cost_it_nothing() {
+    let script = format!("exec {} --listen \"$0\" >\"$1/out\" 2>&1", fake_backend().display());
+    let own = Service::named("own").command("1.0.0", &["/bin/sh", "-c", &script, "{endpoint}", "{state_dir}"]);
+    let mut broker = Broker::start(&[&own, &kind("path")]);
+    let before = ["own", "path"].map(|service| pid_of(&broker.resolve(service)));
+    let log = broker.backend("path")["log_path"].as_str().expect("it has one").to_owned();
+    std::fs::remove_file(log).expect("it is there");
+    for way in WAYS {
+        way(&mut broker);
+        let now = ["own", "path"].map(|service| pid_of(&broker.wait_state(service, "ready")));
+        assert_eq!(now, before);
+        let _ = broker.dial(&broker.backend("own")).ask("hello").expect("served");
     }
 }
 
