@@ -114,7 +114,8 @@ fn a_command_is_run_to_its_end_with_what_it_was_given() {
     let script =
         "echo out; echo err >&2; env | sort; pwd; readlink /proc/self/fd/0; cat /proc/self/status | grep Sig[BI]";
     let mut given = spec("x", sh(script));
-    given.environment = vec![("A".to_owned(), "1 2".to_owned()), ("PATH".to_owned(), "/bin:/usr/bin".to_owned())];
+    let pairs = [("A", "1 2"), ("PATH", "/bin:/usr/bin"), ("BROKER_PROCESS_ID", "another")];
+    given.environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     given.working_directory = Some("/usr".to_owned());
     let registered = run(&mut session, given);
     assert_eq!((&registered["state"], &registered["attempt"]), (&"pending".into(), &0.into()));
@@ -130,8 +131,19 @@ fn a_command_is_run_to_its_end_with_what_it_was_given() {
         assert!(lines.contains(&expected), "{expected} in {text}");
     }
     let variables = lines.iter().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
-    let known =
-        ["A", "PATH", "HOME", "PWD", "OLDPWD", "SHLVL", "_", "LANG", "BROKER_PROCESS_ID", "BROKER_PROCESS_ATTEMPT"];
+    let known = [
+        "A",
+        "PATH",
+        "HOME",
+        "PWD",
+        "OLDPWD",
+        "SHLVL",
+        "_",
+        "LANG",
+        "BROKER_PROCESS_ID",
+        "BROKER_PROCESS_ATTEMPT",
+        "BROKER_PROCESS_RUN",
+    ];
     assert!(variables.into_iter().all(|name| known.contains(&name)), "{text}");
     for signals in lines.iter().filter(|line| line.starts_with("Sig")) {
         assert!(signals.ends_with("0000000000000000"), "nothing is blocked or ignored: {signals}");

@@ -129,7 +129,7 @@ pub(crate) fn all() -> io::Result<Vec<Stat>> {
 pub(crate) fn below(roots: impl IntoIterator<Item = Pid>) -> io::Result<Vec<Stat>> {
     let mut open: Vec<Pid> = roots.into_iter().collect();
     if !keeps_lists_of_children() {
-        return all();
+        return Ok(among(all()?, open));
     }
     let mut seen: HashSet<Pid> = open.iter().copied().collect();
     let mut found = Vec::new();
@@ -142,6 +142,20 @@ pub(crate) fn below(roots: impl IntoIterator<Item = Pid>) -> io::Result<Vec<Stat
         }
     }
     Ok(found)
+}
+
+/// Those of the processes that are among the roots or descend from them.
+fn among(all: Vec<Stat>, roots: Vec<Pid>) -> Vec<Stat> {
+    let mut below: HashSet<Pid> = roots.into_iter().collect();
+    loop {
+        let before = below.len();
+        below.extend(
+            all.iter().filter(|process| below.contains(&process.parent)).map(|process| process.pid).collect::<Vec<_>>(),
+        );
+        if below.len() == before {
+            return all.into_iter().filter(|process| below.contains(&process.pid)).collect();
+        }
+    }
 }
 
 fn keeps_lists_of_children() -> bool {
@@ -212,6 +226,26 @@ mod tests {
         assert_eq!(Stat::parse(b""), None);
         assert_eq!(Stat::parse(b"1 (x"), None);
         assert_eq!(Stat::parse(b"1 (x) S 2"), None);
+    }
+
+    #[test]
+    fn without_lists_of_children_they_are_found_among_all() {
+        let mut child = std::process::Command::new("/bin/sh").args(["-c", "sleep 1000 & wait"]).spawn().unwrap();
+        let pid = crate::process::testing::pid_of(&child);
+        let below_it = || {
+            let mut found: Vec<Pid> = among(all().unwrap(), vec![pid]).iter().map(|process| process.pid).collect();
+            found.sort_unstable();
+            found
+        };
+        crate::process::testing::wait_for("it has a child", || below_it().len() == 2);
+        let mut listed: Vec<Pid> = below([pid]).unwrap().iter().map(|process| process.pid).collect();
+        listed.sort_unstable();
+        assert_eq!(below_it(), listed);
+        assert!(listed.contains(&pid) && !listed.contains(&Pid::this()), "{listed:?}");
+        for pid in listed {
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        child.wait().unwrap();
     }
 
     #[test]

@@ -71,7 +71,13 @@ pub(crate) struct Attempt {
     /// The command, once it is executed.
     pub(crate) command: Option<Who>,
     pub(crate) started_at: String,
+    /// In the environment of all that the command starts, as [`MARK`]; of this attempt alone.
+    #[serde(default)]
+    pub(crate) mark: String,
 }
+
+/// The variable by which what an attempt left is known.
+pub(crate) const MARK: &str = "BROKER_PROCESS_RUN";
 
 /// Somebody asked for the end.
 #[derive(Debug, Serialize, Deserialize)]
@@ -143,6 +149,28 @@ impl Folder {
 
     pub(crate) fn outcome(&self) -> io::Result<Option<Outcome>> {
         self.read("outcome.json")
+    }
+
+    /// The attempt; a document that is damaged is put aside. The caller holds the lock.
+    pub(crate) fn attempt_or_aside(&self) -> io::Result<Option<Attempt>> {
+        self.read_or_aside("attempt.json")
+    }
+
+    /// The same for the outcome.
+    pub(crate) fn outcome_or_aside(&self) -> io::Result<Option<Outcome>> {
+        self.read_or_aside("outcome.json")
+    }
+
+    fn read_or_aside<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
+        match self.read(name) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+                let aside = self.file(&format!("{name}.damaged"));
+                fs::rename(self.file(name), &aside)?;
+                tracing::error!(%error, aside = %aside.display(), "a damaged document is put aside");
+                Ok(None)
+            }
+            result => result,
+        }
     }
 
     /// Why somebody asked for its end.

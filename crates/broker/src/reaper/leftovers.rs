@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::folder::{Attempt, Folder};
+use super::folder::{Attempt, Folder, MARK};
 use crate::process::boot::boot_id;
 use crate::process::identity::{self, Identity, Stat, open_if};
 use crate::process::kernel::{pidfd_signal, wait_ended};
@@ -39,10 +39,12 @@ pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Leftovers {
         let outputs = [1, 2].map(|fd| fs::read_link(format!("/proc/{pid}/fd/{fd}")));
         outputs.iter().flatten().any(|target| target.starts_with(&path))
     };
-    let is_named = |pid: Pid| {
+    let has = |pid: Pid, variable: &str| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
     };
+    let mark = (is_this_boot && !attempt.mark.is_empty()).then(|| format!("{MARK}={}", attempt.mark));
+    let is_marked = |pid: Pid| mark.as_deref().is_some_and(|mark| has(pid, mark));
     let command = attempt.command.filter(|_| is_this_boot);
     let is_of_it = |process: &Stat| {
         // A session's number is not given out again while it has members; that it is still that session is shown by the
@@ -50,7 +52,7 @@ pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Leftovers {
         let in_session = command.is_some_and(|command| process.session == command.pid());
         let is_command =
             command.is_some_and(|command| process.pid == command.pid() && process.start_time == command.start_time);
-        is_command || writes_there(process.pid) || (in_session && is_named(process.pid))
+        is_command || writes_there(process.pid) || is_marked(process.pid) || (in_session && has(process.pid, &variable))
     };
     let deadline = Instant::now() + PATIENCE;
     let mut killed = Vec::new();

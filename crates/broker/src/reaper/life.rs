@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use super::folder::{Folder, Spec};
+use super::folder::{Attempt, Folder, MARK, Spec};
 use crate::core::durable::{Ended, EndedBy};
 use crate::process::exit::{Exit, peek};
 use crate::process::group;
@@ -64,7 +64,7 @@ impl Signals {
 }
 
 /// Executes the command, or says how that ended.
-pub(super) fn execute(folder: &Folder, spec: &Spec, attempt: u32) -> Result<Spawned, Ended> {
+pub(super) fn execute(folder: &Folder, spec: &Spec, begun: &Attempt) -> Result<Spawned, Ended> {
     let open = |path: &Path| -> Result<Arc<OwnedFd>, Ended> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
         // A full disk, say: not the command's fault, and perhaps better next time.
@@ -75,12 +75,19 @@ pub(super) fn execute(folder: &Folder, spec: &Spec, attempt: u32) -> Result<Spaw
         })?;
         Ok(Arc::new(file.into()))
     };
+    let attempt = begun.attempt;
     let (stdout, stderr) = (open(&folder.stdout(attempt))?, open(&folder.stderr(attempt))?);
     let path = spec.environment.iter().rev().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_ref());
     let name = spec.argv.first().map(String::as_str).unwrap_or_default();
-    let mut environment: Vec<_> = spec.environment.iter().map(|(n, v)| (n.into(), v.into())).collect();
-    environment.push(("BROKER_PROCESS_ID".into(), spec.id.as_str().into()));
-    environment.push(("BROKER_PROCESS_ATTEMPT".into(), attempt.to_string().into()));
+    let own = [
+        ("BROKER_PROCESS_ID", spec.id.clone()),
+        ("BROKER_PROCESS_ATTEMPT", attempt.to_string()),
+        (MARK, begun.mark.clone()),
+    ];
+    // Of two values of a variable some programs see the first and some the last.
+    let given = spec.environment.iter().filter(|(name, _)| own.iter().all(|(own, _)| own != name));
+    let given = given.map(|(name, value)| (name.into(), value.into()));
+    let environment: Vec<_> = given.chain(own.iter().map(|(name, value)| (name.into(), value.into()))).collect();
     let command = Command {
         program: resolve_program(name.as_ref(), path).map_err(|error| not_executed(&error))?,
         argv: spec.argv.iter().map(Into::into).collect(),

@@ -75,6 +75,7 @@ fn reap(folder: &Folder, attempt: u32, token: i64) -> Result<(), Declined> {
         reaper: Who::from(me),
         command: None,
         started_at: utc_now(),
+        mark: format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..)),
     };
     folder.write_attempt(&begun)?;
     // Whoever cancels writes first and looks for a reaper then; this looks after it was written down. One of the two sees
@@ -82,7 +83,7 @@ fn reap(folder: &Folder, attempt: u32, token: i64) -> Result<(), Declined> {
     let ended = if folder.is_cancelled() {
         Ended { ended_by: EndedBy::Cancel, ..Ended::default() }
     } else {
-        match life::execute(folder, &spec, attempt) {
+        match life::execute(folder, &spec, &begun) {
             Ok(command) => {
                 begun.command = Identity::of(command.pid).ok().flatten().map(Who::from);
                 // For those who look; nothing depends on it.

@@ -34,7 +34,15 @@ fn begun(attempt: u32, token: i64) -> Attempt {
     let me = Identity::of(Pid::this()).unwrap().unwrap();
     let reaper = Who::from(me);
     let boot_id = boot_id().unwrap();
-    Attempt { attempt, fencing_token: token, boot_id, reaper, command: None, started_at: utc_now() }
+    Attempt {
+        attempt,
+        fencing_token: token,
+        boot_id,
+        reaper,
+        command: None,
+        started_at: utc_now(),
+        mark: String::new(),
+    }
 }
 
 fn outcome(attempt: u32, ended_by: EndedBy) -> Outcome {

@@ -23,4 +23,5 @@ pub(crate) use definition::{
 };
 pub(crate) use file::{read as read_file, writable_by_others};
 pub(crate) use problem::{Position, Problem, Severity};
+pub(crate) use process::ATTEMPTS_MAX;
 pub(crate) use template::{Template, Values};

@@ -15,6 +15,9 @@ use super::schema::{environment, working_directory};
 use super::template::Subject;
 use super::values;
 
+/// The most attempts that a process may be given.
+pub(crate) const ATTEMPTS_MAX: u32 = 1000;
+
 /// Tables of daemons, and why a process has none.
 const ABSENT: [(&str, &str); 6] = [
     ("[endpoint]", "a process has no endpoint"),
@@ -54,7 +57,7 @@ pub(super) fn read(document: &Document<'_>, name: Option<&Located<ServiceName>>)
     let stop_timeout = lifecycle.get_or("stop_timeout", values::duration, defaults::STOP_TIMEOUT);
     let process = document.table("[process]");
     let timeout = process.get_or("timeout", values::positive_duration_or_never, defaults::PROCESS_TIMEOUT);
-    let attempts = values::number(1..=u64::from(u32::MAX));
+    let attempts = values::number(1..=u64::from(ATTEMPTS_MAX));
     let max_attempts = process.get_or("max_attempts", attempts, defaults::PROCESS_MAX_ATTEMPTS);
     let installed = installed::read(document, Subject::Process);
 

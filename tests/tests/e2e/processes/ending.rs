@@ -4,7 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use broker_proto::{AdminRequest, Code};
-use broker_tests::{Broker, Setup, process_exists, processes_mentioning, trials};
+use broker_tests::{Broker, Setup, process_exists, processes_mentioning, trials, wait_for, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::{cancel, ended, gated, output, run, sh, spec, wait_process};
@@ -16,6 +18,7 @@ trials![
     what_takes_too_long_is_ended,
     nothing_that_a_command_started_outlives_it,
     what_has_ended_can_be_forgotten,
+    a_signal_ends_one_who_shows_output_that_nobody_reads,
 ];
 
 fn a_cancelled_process_is_told_and_its_reason_kept() {
@@ -117,4 +120,25 @@ fn what_has_ended_can_be_forgotten() {
     assert_eq!(ended(&mut session, "a")["exit_code"], 4);
     broker.open_gate("gate");
     ended(&mut session, "runs");
+}
+
+fn a_signal_ends_one_who_shows_output_that_nobody_reads() {
+    let broker = Broker::start(&[]);
+    let script = "yes | head -c 1000000; while :; do sleep 0.02; done";
+    let (unread, theirs) = nix::unistd::pipe().expect("two descriptors");
+    let mut command = broker.ctl_command(&["run", "--id", "x", "--", "/bin/sh", "-c", script]);
+    let mut child = command.stdout(theirs).stderr(std::process::Stdio::null()).spawn().expect("it can be executed");
+    drop(command);
+    let mut session = broker.session();
+    wait_until("the pipe is full", || {
+        let mut queued: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the kernel fills the number.
+        let result = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&unread), libc::FIONREAD, &raw mut queued) };
+        result == 0 && queued >= 61_440
+    });
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("it runs");
+    let status = wait_for("it ends", || child.try_wait().expect("a child can be waited for"));
+    assert_eq!(status.code(), Some(130));
+    let _ = cancel(&mut session, "x", "enough").expect("it goes on");
+    assert_eq!(ended(&mut session, "x")["state"], "cancelled");
 }

@@ -115,19 +115,23 @@ fn a_lost_reaper_means_another_attempt() {
     let rest = format!("exit $BROKER_PROCESS_ATTEMPT; : {}", children.display());
     let (runs, work) = noted(&broker, &rest);
     let broker_proto::Work::Command { argv } = work else { unreachable!("a command") };
-    let start =
-        format!("sleep 1000 & echo $! >> {0}; sleep 1000 > /dev/null 2>&1 & echo $! >> {0};", children.display());
+    let start = format!(
+        "sleep 1000 & echo $! >> {0}; sleep 1000 >/dev/null 2>&1 & echo $! >> {0}; \
+             setsid sh -c 'echo $$ >> {0}; exec sleep 1000' >/dev/null 2>&1 & \
+             while [ $(wc -l < {0}) -lt $((3 * BROKER_PROCESS_ATTEMPT)) ]; do sleep 0.01; done;",
+        children.display()
+    );
     run(&mut session, spec("x", sh(&format!("{start} {}", argv[2]))));
     let first = running(&mut session, "x");
     wait_noted(&runs);
     let started = fs::read_to_string(&children).map(|text| text.lines().count());
-    assert_eq!(started.ok(), Some(2), "its children run");
+    assert_eq!(started.ok(), Some(3), "its children run");
     kill_hard(reaper_of(&first));
     let second = wait_process(&mut session, "x", "run again", |p| p["attempt"] == 2 && p["pid"].is_u64());
     assert_ne!(second["pid"], first["pid"]);
     assert!(!process_exists(first["pid"].as_u64().expect("a pid")));
     let text = fs::read_to_string(&children).expect("they were started");
-    for pid in text.lines().take(2) {
+    for pid in text.lines().take(3) {
         assert!(!process_exists(pid.parse().expect("a pid")), "{pid} of the first attempt is left");
     }
     broker.open_gate("gate");

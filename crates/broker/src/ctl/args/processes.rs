@@ -99,7 +99,7 @@ pub(in crate::ctl) struct Run {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(in crate::ctl) timeout: Option<Duration>,
     /// How often it is started at most, if it is lost with its machine [default: 3; a service: as its file says]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(crate::services::ATTEMPTS_MAX)))]
     pub(in crate::ctl) max_attempts: Option<u32>,
     #[command(flatten)]
     pub(in crate::ctl) lasting: Lasting,

@@ -61,7 +61,7 @@ impl<'a> Follower<'a> {
     /// Prints what is left once nothing more is written.
     async fn rest(&mut self) -> Result<(), Failure> {
         while let Some(outputs) = self.outputs.as_mut().filter(|outputs| outputs.has_more()) {
-            tokio::task::yield_now().await;
+            outputs.changed().await;
             outputs.drain(&self.process)?;
         }
         Ok(())

@@ -89,8 +89,13 @@ pub(super) async fn list(console: &Console, global: &Global, listed: &Listed) ->
     if processes.is_empty() {
         return console.line("no processes: `brokerctl run -- COMMAND` runs one");
     }
-    console
-        .print(table::of(&processes, Timestamp::now(), console.stdout_is_terminal).render(console.stdout_is_terminal))
+    let table = table::of(&processes, Timestamp::now(), console.stdout_is_terminal);
+    console.print(table.render(console.stdout_is_terminal))?;
+    let omitted = table::omitted(&document);
+    if omitted > 0 {
+        console.note(format_args!("{omitted} that ended earlier are not shown: name one, or prune them"));
+    }
+    Ok(())
 }
 
 pub(super) async fn cancel(console: &Console, global: &Global, cancel: &Cancel) -> Result<(), Failure> {
@@ -221,7 +226,8 @@ fn of_registration(console: &Console, failure: Failure, named: Option<&ProcessId
         Failure::Refused(refusal) if refusal.code == Code::Malformed && !console.json => {
             let mut lines = refusal.reason.lines().map(|line| harmless(line.trim()));
             let text = format!("{} ({})", lines.next().unwrap_or_default(), refusal.code);
-            let advice = named.map(|id| {
+            let is_taken = refusal.reason.contains("is registered already with other content");
+            let advice = named.filter(|_| is_taken).map(|id| {
                 format!(
                     "`brokerctl processes {id}` shows the one that is there, if there is one: wait for it,\n\
                      prune it once it has ended, or take another --id"

@@ -1,13 +1,22 @@
 //! The output of a process, from the files that it writes to: its stdout to ours, its stderr to ours.
 
 use std::io::{self, Write as _};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use broker_client::Process;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::output::{Console, Failure, stdout_failure};
 use super::super::tail::Tail;
 use super::super::watch::Watch;
+
+/// The most that a pipe takes at once where it has room at all (`PIPE_BUF`).
+const WRITE_BYTES: usize = 4096;
+
+/// How soon it is looked again whether somebody reads what was written.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How often a file is read in one turn.
 const READS_MAX: usize = 16;
@@ -22,7 +31,8 @@ pub(super) struct Outputs<'a> {
     has_told: bool,
     /// The last turn did not come to the end of what there is.
     has_more: bool,
-    chunk: Vec<u8>,
+    /// Somebody does not read what was written. He must not keep a signal from being heard.
+    is_blocked: bool,
 }
 
 /// One of the files.
@@ -30,6 +40,8 @@ struct Stream {
     place: Place,
     path: Option<PathBuf>,
     tail: Option<Tail>,
+    /// Read and not yet written.
+    chunk: Vec<u8>,
 }
 
 #[derive(Clone, Copy)]
@@ -40,9 +52,9 @@ enum Place {
 
 impl<'a> Outputs<'a> {
     pub(super) fn new(console: &'a Console) -> Self {
-        let stream = |place| Stream { place, path: None, tail: None };
+        let stream = |place| Stream { place, path: None, tail: None, chunk: Vec::new() };
         let streams = [stream(Place::Stdout), stream(Place::Stderr)];
-        Self { console, attempt: 0, watch: Watch::new(), streams, has_told: false, has_more: false, chunk: Vec::new() }
+        Self { console, attempt: 0, watch: Watch::new(), streams, has_told: false, has_more: false, is_blocked: false }
     }
 
     /// Prints what is new, up to a bound, so that one who writes without end does not keep all else from happening.
@@ -51,8 +63,19 @@ impl<'a> Outputs<'a> {
         let paths = [&process.stdout, &process.stderr];
         for (stream, path) in self.streams.iter_mut().zip(paths) {
             if stream.path != *path {
-                while let Ok(true) = stream.print(&mut self.chunk)? {}
-                *stream = Stream { path: path.clone(), tail: None, ..*stream };
+                match stream.print()? {
+                    // First what is left of the one before.
+                    Ok(Printed::Some) => {
+                        self.has_more = true;
+                        return Ok(());
+                    }
+                    Ok(Printed::Nowhere) => {
+                        (self.has_more, self.is_blocked) = (true, true);
+                        return Ok(());
+                    }
+                    Ok(Printed::All) | Err(_) => {}
+                }
+                *stream = Stream { place: stream.place, path: path.clone(), tail: None, chunk: Vec::new() };
             }
         }
         if process.attempt > self.attempt {
@@ -64,7 +87,7 @@ impl<'a> Outputs<'a> {
             }
             self.attempt = process.attempt;
         }
-        self.has_more = false;
+        (self.has_more, self.is_blocked) = (false, false);
         for at in 0..self.streams.len() {
             let Some(path) = self.streams[at].path.clone() else { continue };
             if self.streams[at].tail.is_none() {
@@ -79,8 +102,10 @@ impl<'a> Outputs<'a> {
                     }
                 }
             }
-            match self.streams[at].print(&mut self.chunk)? {
-                Ok(has_more) => self.has_more |= has_more,
+            match self.streams[at].print()? {
+                Ok(Printed::All) => {}
+                Ok(Printed::Some) => self.has_more = true,
+                Ok(Printed::Nowhere) => (self.has_more, self.is_blocked) = (true, true),
                 Err(error) => self.cannot_read(&path, &error),
             }
         }
@@ -94,9 +119,10 @@ impl<'a> Outputs<'a> {
 
     /// Waits until there may be more.
     pub(super) async fn changed(&self) {
-        match self.has_more {
-            true => tokio::task::yield_now().await,
-            false => drop(self.watch.changed().await),
+        match (self.is_blocked, self.has_more) {
+            (true, _) => tokio::time::sleep(LOOK_AGAIN).await,
+            (false, true) => tokio::task::yield_now().await,
+            (false, false) => drop(self.watch.changed().await),
         }
     }
 
@@ -108,26 +134,56 @@ impl<'a> Outputs<'a> {
     }
 }
 
+/// How far one turn has come.
+enum Printed {
+    All,
+    /// There is more.
+    Some,
+    /// There is more, and nobody reads.
+    Nowhere,
+}
+
 impl Stream {
-    /// Prints what is new, up to a bound; whether there is more, or why it cannot be read.
-    fn print(&mut self, chunk: &mut Vec<u8>) -> Result<io::Result<bool>, Failure> {
-        let Some(tail) = &mut self.tail else { return Ok(Ok(false)) };
+    /// Prints what is new, up to a bound, and never waits for whoever is to read it; or says why it cannot be read.
+    fn print(&mut self) -> Result<io::Result<Printed>, Failure> {
+        let Some(tail) = &mut self.tail else { return Ok(Ok(Printed::All)) };
         for _ in 0..READS_MAX {
-            if let Err(error) = tail.read(chunk) {
+            if self.chunk.is_empty()
+                && let Err(error) = tail.read(&mut self.chunk)
+            {
                 return Ok(Err(error));
             }
-            if chunk.is_empty() {
-                return Ok(Ok(false));
+            if self.chunk.is_empty() {
+                return Ok(Ok(Printed::All));
             }
-            match self.place {
-                Place::Stdout => {
-                    let mut stdout = io::stdout().lock();
-                    stdout.write_all(chunk).and_then(|()| stdout.flush()).map_err(stdout_failure)?;
-                }
-                // Whether anybody reads it is not known here.
-                Place::Stderr => drop(io::stderr().lock().write_all(chunk)),
+            if !write(self.place, &mut self.chunk)? {
+                return Ok(Ok(Printed::Nowhere));
             }
         }
-        Ok(Ok(true))
+        Ok(Ok(Printed::Some))
     }
+}
+
+/// Writes as long as there is room; `false` if there is none.
+fn write(place: Place, chunk: &mut Vec<u8>) -> Result<bool, Failure> {
+    let (mut stdout, mut stderr) = (io::stdout().lock(), io::stderr().lock());
+    while !chunk.is_empty() {
+        let fd = match place {
+            Place::Stdout => stdout.as_fd(),
+            Place::Stderr => stderr.as_fd(),
+        };
+        if poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::ZERO).is_ok_and(|ready| ready == 0) {
+            return Ok(false);
+        }
+        let piece = chunk.len().min(WRITE_BYTES);
+        match place {
+            Place::Stdout => {
+                stdout.write_all(&chunk[..piece]).and_then(|()| stdout.flush()).map_err(stdout_failure)?;
+            }
+            // Whether anybody reads it is not known here.
+            Place::Stderr => drop(stderr.write_all(&chunk[..piece])),
+        }
+        chunk.drain(..piece);
+    }
+    Ok(true)
 }

@@ -17,6 +17,11 @@ struct Processes {
     processes: Vec<Process>,
 }
 
+/// How many were left out, since a report has an end.
+pub(super) fn omitted(document: &Value) -> u64 {
+    document["omitted"].as_u64().unwrap_or(0)
+}
+
 pub(super) fn read(document: &Value) -> Result<Vec<Process>, Failure> {
     Ok(documents::read::<Processes>(document)?.processes)
 }

@@ -40,6 +40,9 @@ const OPEN_AGAIN: Duration = Duration::from_secs(30);
 /// How often the store is looked at for others' writes, while somebody waits for a process that this broker does not run.
 const LOOK_AT_OTHERS: Duration = Duration::from_millis(200);
 
+/// How often one who shares a store looks whether somebody else has written to it.
+const LOOK_AT_STORE: Duration = Duration::from_secs(1);
+
 /// What a keeper is made of.
 pub(super) struct Parts {
     /// The parent of the processes' folders.
@@ -168,7 +171,10 @@ impl Keeper {
             !has_ended
         });
         // An owner that is dead is taken over before its lease ends.
-        if is_ready.any(|is_ready| is_ready) {
+        let before = self.others.len();
+        // Each is told of once: a sweep that fails is tried again in its own time.
+        self.others.retain(|_| is_ready.next() != Some(true));
+        if self.others.len() < before {
             self.sweep_at = Some(now());
         }
         for id in announced {
@@ -202,7 +208,13 @@ impl Keeper {
             self.look_at_others();
         }
         let waits_for_others = self.waits.ids().any(|id| !self.live.contains_key(id));
-        self.look_at = waits_for_others.then(|| self.look_at.unwrap_or(now() + LOOK_AT_OTHERS));
+        // Who shares a store hears of what others register, and whom they are, by looking.
+        let every = match waits_for_others {
+            true => Some(LOOK_AT_OTHERS),
+            false => self.parts.is_shared.then_some(LOOK_AT_STORE),
+        };
+        let latest = every.map(|every| now() + every);
+        self.look_at = latest.map(|latest| self.look_at.map_or(latest, |at| at.min(latest)));
     }
 
     /// How many more processes this broker may run.
@@ -343,6 +355,9 @@ impl Keeper {
         self.seen_version = version;
         if version == before {
             return;
+        }
+        if self.parts.is_shared {
+            self.sweep_soon();
         }
         let ids: Vec<ProcessId> = self.waits.ids().filter(|id| !self.live.contains_key(id)).cloned().collect();
         for id in ids {

@@ -58,7 +58,8 @@ fn try_look(folder: &Folder) -> io::Result<Look> {
         let found = Found::Runs { attempt: attempt.attempt };
         return Ok(Look { reaper: Some(reaper), pid, ..Look::only(found) });
     };
-    let (attempt, outcome) = (folder.attempt()?, folder.outcome()?);
+    // Nobody runs it, so what cannot be read says nothing: it is put aside, and the attempt is lost.
+    let (attempt, outcome) = (folder.attempt_or_aside()?, folder.outcome_or_aside()?);
     let attempts = attempt.as_ref().map_or(0, |attempt| attempt.attempt);
     if let Some(outcome) = outcome.filter(|outcome| outcome.attempt >= attempts) {
         let ended_at = Some(outcome.ended_at);

@@ -74,12 +74,18 @@ impl Keeper {
             make_private(state.as_ref(), None).map_err(|error| store_refusal(&error))?;
         }
         let make = |token| make_folder(&folder, &program.spec(id, token, record));
-        let (record, created) = self
-            .records()?
-            .register(registration, claims, make, || folder.sync())
-            .map_err(|error| refusal_of(&error))?;
+        let (record, created) =
+            self.records()?.register(registration, claims, make, || folder.sync()).map_err(|error| {
+                // It may be on record all the same, as ours.
+                self.sweep_soon();
+                refusal_of(&error)
+            })?;
         if !created {
             registration.compare(&record.asked)?;
+            // One that was registered a moment ago, by an order that failed after that, may be ours and not looked after.
+            if !self.live.contains_key(id) && record.state.as_str() == "pending" {
+                self.sweep_soon();
+            }
             return Ok(json!({ "process": self.process(&record), "created": false }));
         }
         self.tell(id, Happening::Registered);

@@ -16,7 +16,7 @@ const SPEC_BYTES_MAX: usize = 256 * 1024;
 
 /// How often a process is started at most, unless it says otherwise; and the most that it can say.
 const MAX_ATTEMPTS: u32 = 3;
-const MAX_ATTEMPTS_MAX: u32 = 1000;
+const MAX_ATTEMPTS_MAX: u32 = crate::services::ATTEMPTS_MAX;
 
 /// How many differences between two registrations are shown.
 const DIFFERENCES_MAX: usize = 10;

@@ -83,7 +83,7 @@ x.toml:10:13: `set.P` in [service.environment]: a process has no endpoint and so
 fn values_of_processes() {
     assert_snapshot!(said("[process]\ntimeout = \"0s\"\nmax_attempts = 0"), @"
 x.toml:8:11: `timeout` in [process]: must be longer than zero
-x.toml:9:16: `max_attempts` in [process]: expected a whole number from 1 to 4294967295, found the number `0`
+x.toml:9:16: `max_attempts` in [process]: expected a whole number from 1 to 1000, found the number `0`
 ");
     assert_snapshot!(said("[process]\ntimeout = \"soon\"\nattempts = 2"), @r#"
 x.toml:8:11: `timeout` in [process]: `soon` is no duration: write durations as "250ms", "10s" or "1m 30s", or "never"
