@@ -226,7 +226,7 @@ fn of_registration(console: &Console, failure: Failure, named: Option<&ProcessId
         Failure::Refused(refusal) if refusal.code == Code::Malformed && !console.json => {
             let mut lines = refusal.reason.lines().map(|line| harmless(line.trim()));
             let text = format!("{} ({})", lines.next().unwrap_or_default(), refusal.code);
-            let is_taken = refusal.reason.contains("is registered already with other content");
+            let is_taken = refusal.reason.contains("with other content");
             let advice = named.filter(|_| is_taken).map(|id| {
                 format!(
                     "`brokerctl processes {id}` shows the one that is there, if there is one: wait for it,\n\
