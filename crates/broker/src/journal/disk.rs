@@ -130,6 +130,9 @@ impl Disk {
 
     fn adopt(&mut self, connection: Connection) -> Result<(), DiskError> {
         let seen = Stamp::of(&self.path).map_err(DiskError::Look)?;
+        if seen.main.is_none() {
+            return Err(DiskError::Look(io::Error::from(io::ErrorKind::NotFound)));
+        }
         self.open = Some(OpenFile { connection, seen });
         self.is_unread = false;
         Ok(())
@@ -158,17 +161,23 @@ impl Disk {
         Ok(false)
     }
 
-    /// Writes rows, and deletes those of keys that have none, in one transaction.
+    /// Writes rows, and deletes those of keys that have none, in one transaction. `false` if the file was taken away
+    /// meanwhile, so that nobody will ever read what was written.
     pub(super) fn write<'r>(
         &mut self,
         changes: impl IntoIterator<Item = (&'r BackendKey, Option<&'r Row>)>,
-    ) -> Result<(), DiskError> {
+    ) -> Result<bool, DiskError> {
         let Some(open) = &mut self.open else {
             return Err(DiskError::Look(io::Error::from(io::ErrorKind::NotConnected)));
         };
         sql::write(&mut open.connection, changes)?;
-        open.seen = Stamp::of(&self.path).map_err(DiskError::Look)?;
-        Ok(())
+        let now = Stamp::of(&self.path).map_err(DiskError::Look)?;
+        let id = |stamp: &Stamp| stamp.main.map(|main| main.id);
+        if id(&now) != id(&open.seen) {
+            return Ok(false);
+        }
+        open.seen = now;
+        Ok(true)
     }
 
     /// Opens the file afresh and makes it hold everything. Returns what else it held that nobody had read yet, and

@@ -251,8 +251,11 @@ impl Shared {
                 return Ok(told);
             }
             match disk.write(changes.iter().map(|(key, row)| (key, row.as_ref()))) {
+                Ok(true) => return Ok(told),
+                // It says what has become of the file.
+                Ok(false) => drop(disk.is_as_we_left_it()?),
                 Err(error) if error.is_damage() => {}
-                written => return written.map(|()| told),
+                Err(error) => return Err(error),
             }
         }
         let (told, whole) = self.whole();

@@ -51,5 +51,5 @@ fn what_it_costs() {
     println!("the end: {:?}", begun.elapsed());
     let Begun { mut disk, content, .. } = Disk::begin(&path).unwrap();
     let row = content.rows.into_iter().next().unwrap();
-    report("without the thread", timed(5_000, |_| disk.write([(&row.key, Some(&row))]).unwrap()));
+    report("without the thread", timed(5_000, |_| assert!(disk.write([(&row.key, Some(&row))]).unwrap())));
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use nix::unistd::geteuid;
 
+use super::super::disk::Begun;
 use super::*;
 use crate::process::testing::wait_for;
 
@@ -39,6 +40,19 @@ fn damaged(folder: &Path) -> Vec<PathBuf> {
         name.contains(".damaged-") && !name.ends_with("-wal") && !name.ends_with("-shm")
     };
     entries.filter(is_damaged).collect()
+}
+
+#[test]
+fn what_is_written_to_a_file_that_was_just_taken_away_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    drop(twenty(&path));
+    let Begun { mut disk, content, .. } = Disk::begin(&path).unwrap();
+    let row = content.rows.into_iter().next().unwrap();
+    assert!(disk.is_as_we_left_it().unwrap());
+    fs::remove_file(&path).unwrap();
+    assert!(!disk.write([(&row.key, Some(&row))]).unwrap());
+    assert!(!disk.is_as_we_left_it().unwrap(), "it is noticed for good");
 }
 
 #[test]
