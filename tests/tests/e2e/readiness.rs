@@ -197,7 +197,7 @@ fn a_stranger_on_a_fixed_port_or_path_is_left_alone() {
     let on_port = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = on_port.local_addr().expect("bound").port();
     let named = |name: &str| Service::named(name).version("1.0.0", &["--never-ready"]);
-    let short = "[readiness]\nhard_ceiling = \"400ms\"\n[recovery]\nretry_backoff = \"50ms\"";
+    let short = "[readiness]\nhard_ceiling = \"2s\"\n[recovery]\nretry_backoff = \"50ms\"";
     let setup = setup.service(&named("path").toml(&format!("[endpoint]\npath = {path:?}\n{short}")));
     let tcp = format!("[endpoint]\nkind = \"tcp\"\nport = {port}\n{short}");
     let broker = setup.service(&named("port").toml(&tcp)).start();

@@ -131,7 +131,7 @@ impl Backend {
             effects.push(Effect::Negotiate { ticket: waiter.ticket, generation });
         }
         let healthy_at = now + self.policies.recovery.healthy_after();
-        let idle_at = self.policies.idle_timeout.filter(|_| self.holds.is_empty()).map(|timeout| now + timeout);
+        let idle_at = self.idle_at(now).filter(|_| self.holds.is_empty());
         self.enter(now, State::Ready { began: starting.began, healthy_at: Some(healthy_at), idle_at });
         self.stop_if_drained(effects);
     }

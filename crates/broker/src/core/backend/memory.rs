@@ -133,7 +133,8 @@ impl Backend {
     /// what became of it: [`Event::Adopted`](super::Event::Adopted), or its end.
     pub(crate) fn restored(now: Timestamp, policies: Policies, memory: Memory) -> Self {
         let Memory { generation, attempt, budget, draining, phase } = memory;
-        let mut backend = Self { generation, attempt, budget, draining, ..Self::new(now, policies) };
+        let grace_until = Some(now + RETURN_GRACE);
+        let mut backend = Self { generation, attempt, budget, draining, grace_until, ..Self::new(now, policies) };
         backend.state = match phase {
             Phase::Inactive { not_before } => State::Inactive { not_before },
             Phase::Starting { began, ceiling } => {
@@ -146,8 +147,8 @@ impl Backend {
             Phase::Ready { began, since, proved } => {
                 backend.since = since;
                 let healthy_at = (!proved).then(|| since + policies.recovery.healthy_after());
-                let idle_at = policies.idle_timeout.map(|timeout| now + timeout.max(RETURN_GRACE));
-                State::Ready { began, healthy_at, idle_at: idle_at.or_else(|| draining.then(|| now + RETURN_GRACE)) }
+                let idle_at = backend.idle_at(now);
+                State::Ready { began, healthy_at, idle_at: idle_at.or(grace_until.filter(|_| draining)) }
             }
             Phase::Stopping { began, end, then } => {
                 // Who went by himself has nothing to wait for any more.

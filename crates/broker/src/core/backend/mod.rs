@@ -52,6 +52,8 @@ pub(crate) struct Backend {
     obstacle: Option<String>,
     /// Counts the changes of what is to be remembered.
     revision: u64,
+    /// Until then an adopted generation is not idle: those who held it are on their way to this broker.
+    grace_until: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -156,6 +158,7 @@ impl Backend {
             status: None,
             obstacle: None,
             revision: 0,
+            grace_until: None,
         }
     }
 
@@ -272,6 +275,12 @@ impl Backend {
                 _ => None,
             },
         }
+    }
+
+    /// When a backend that nobody holds has been idle for long enough.
+    fn idle_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let idle_at = now + self.policies.idle_timeout?;
+        Some(self.grace_until.map_or(idle_at, |grace| grace.max(idle_at)))
     }
 
     fn enter(&mut self, now: Timestamp, state: State) {

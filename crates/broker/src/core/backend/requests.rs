@@ -94,6 +94,7 @@ impl Backend {
             self.policies = policies;
         }
         self.generation += 1;
+        self.grace_until = None;
         self.attempt = self.budget.begin_start(now, is_retry, &self.policies.recovery);
         (self.status, self.obstacle) = (None, None);
         let readiness = Readiness::new(self.policies.pace, self.policies.hard_ceiling);
@@ -106,11 +107,12 @@ impl Backend {
 
     pub(super) fn withdraw(&mut self, now: Timestamp, ticket: Ticket, effects: &mut Vec<Effect>) {
         let held = self.holds.remove(&ticket);
+        let idle_from_now = self.idle_at(now);
         match &mut self.state {
             State::Inactive { .. } | State::Failed { .. } | State::Quarantined { .. } => {}
             State::Ready { idle_at, .. } => {
                 if held && self.holds.is_empty() {
-                    *idle_at = self.policies.idle_timeout.map(|timeout| now + timeout);
+                    *idle_at = idle_from_now;
                     self.stop_if_drained(effects);
                 }
             }

@@ -33,6 +33,19 @@ fn those_who_held_an_adopted_backend_have_time_to_come_back() {
 }
 
 #[test]
+fn a_backend_that_becomes_ready_after_its_adoption_waits_for_them_too() {
+    let mut scene = Scene::new(Policies { idle_timeout: Some(IDLE), ..policies() });
+    scene.hello();
+    scene.told(Event::Started { generation: 1 });
+    scene.dies_for(Duration::ZERO);
+    scene.is_adopted();
+    scene.told(Event::Probed { generation: 1, ready: true, obstacle: None });
+    assert_eq!(scene.state(), State::Ready);
+    assert_eq!(scene.pass(Duration::from_secs(9)), []);
+    assert_eq!(scene.pass(Duration::from_secs(1)), [Effect::CountConnections { generation: 1 }]);
+}
+
+#[test]
 fn an_adopted_backend_that_nobody_comes_back_to_is_idle() {
     let mut scene = Scene::new(Policies { idle_timeout: Some(IDLE), ..policies() });
     scene.hello();
