@@ -148,7 +148,8 @@ fn armed(failpoint: &str, service: &str) -> Broker {
 fn killed_on_the_way_to_a_first_start() {
     for_each(&[OF_A_START.as_slice(), &OF_FORKING_AWAY].concat(), &KINDS, |failpoint, service| {
         let mut broker = armed(failpoint, service);
-        broker.session().hello(service);
+        let mut session = broker.session();
+        session.hello(service);
         broker.dies();
         goes_on(&mut broker, service, 1);
     });
@@ -170,7 +171,7 @@ fn killed_while_a_backend_is_stopped() {
     for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), &KINDS, |failpoint, service| {
         let mut broker = armed(failpoint, service);
         let _ = broker.resolve(service);
-        order(&mut broker.session(), AdminRequest::Stop { selection: all_of(service), deadline_ms: None });
+        let _session = order(&broker, AdminRequest::Stop { selection: all_of(service), deadline_ms: None });
         broker.dies();
         goes_on(&mut broker, service, 2);
     });
@@ -216,9 +217,9 @@ fn killed_while_it_makes_way() {
             broker.kill();
             broker.start_armed(failpoint);
             broker.wait_until_it_answers();
-            match is_ordered {
-                true => order(&mut broker.session(), AdminRequest::HandOver),
-                false => broker.signal(Signal::SIGTERM),
+            let _session = is_ordered.then(|| order(&broker, AdminRequest::HandOver));
+            if !is_ordered {
+                broker.signal(Signal::SIGTERM);
             }
             broker.dies();
             all_are_kept(&mut broker, &pids);
@@ -289,7 +290,7 @@ fn killed_while_it_ends_what_was_to_be_ended() {
     for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), &FEWER, |failpoint, service| {
         let mut broker = armed("after-stopping", service);
         let _ = broker.resolve(service);
-        order(&mut broker.session(), AdminRequest::Stop { selection: all_of(service), deadline_ms: None });
+        let _session = order(&broker, AdminRequest::Stop { selection: all_of(service), deadline_ms: None });
         broker.dies();
         broker.start_armed(failpoint);
         broker.dies();

@@ -58,9 +58,13 @@ fn all_of(service: &str) -> Selection {
     Selection { service: Some(service.to_owned()), ..Selection::default() }
 }
 
-/// Gives an order to a broker that may not live to answer it.
-fn order(session: &mut Session, request: AdminRequest) {
+/// Gives an order to a broker that may not live to answer it. The session must outlive the order: a broker that cannot
+/// write to whoever connects does not read what he has yet to say.
+#[must_use]
+fn order(broker: &Broker, request: AdminRequest) -> Session {
+    let mut session = broker.session();
     session.send(&ClientMessage::Admin { request_id: u64::from(u32::MAX), request });
+    session
 }
 
 fn pid_of(backend: &Value) -> u64 {

@@ -36,7 +36,8 @@ fn gated(setup: &Setup, name: &str) -> Service {
 /// A broker whose backend is starting, and that the journal knows which process that is.
 fn starting(setup: Setup, service: &str) -> (Broker, u64) {
     let broker = setup.start();
-    broker.session().hello(service);
+    let mut session = broker.session();
+    session.hello(service);
     let is_known = || {
         let row = journal::row(&broker, service).ok().flatten();
         row.is_some_and(|row| row.phase == "starting" && row.pid.is_some())
@@ -100,7 +101,7 @@ fn what_ignores_its_stop_is_killed_by_the_next_broker() {
     broker.start_armed("after-stopping");
     broker.wait_until_it_answers();
     let pid = pid_of(&broker.resolve("deaf"));
-    order(&mut broker.session(), AdminRequest::Stop { selection: all_of("deaf"), deadline_ms: None });
+    let _session = order(&broker, AdminRequest::Stop { selection: all_of("deaf"), deadline_ms: None });
     broker.dies();
     // The second is killed as well, once it has told it to end.
     broker.start_armed("after-terminate");
@@ -119,7 +120,8 @@ fn a_daemon_that_forked_away_while_no_broker_ran_is_followed() {
         let mut broker = setup.service(&service).unstarted();
         broker.start_armed(failpoint);
         broker.wait_until_it_answers();
-        broker.session().hello("away");
+        let mut session = broker.session();
+        session.hello("away");
         broker.dies();
         wait_until("it has forked away", || {
             let started = broker.starts("away");
@@ -175,7 +177,8 @@ fn a_daemon_that_got_ready_while_no_broker_ran_is_ready() {
     let mut broker = Setup::new().service(&kind("says")).unstarted();
     broker.start_armed("child-after-record");
     broker.wait_until_it_answers();
-    broker.session().hello("says");
+    let mut session = broker.session();
+    session.hello("says");
     broker.dies();
     wait_until("it has begun", || !broker.starts("says").is_empty());
     broker.start_again();

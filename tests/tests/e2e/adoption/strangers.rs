@@ -108,7 +108,7 @@ fn a_stop_that_was_under_way_does_not_reach_a_stranger() {
     broker.start_armed("after-stopping");
     broker.wait_until_it_answers();
     let pid = pid_of(&broker.resolve("path"));
-    order(&mut broker.session(), AdminRequest::Stop { selection: all_of("path"), deadline_ms: None });
+    let _session = order(&broker, AdminRequest::Stop { selection: all_of("path"), deadline_ms: None });
     broker.dies();
     kill(pid);
     wait_until("it is gone", || !process_exists(pid));
