@@ -1,5 +1,6 @@
 //! The house of the end-to-end tests: a broker in a folder of its own that ends with the test and leaves nothing behind,
-//! services made of the fake backend, commands whose output is looked at, and sessions that speak the protocol by hand.
+//! services made of the fake backend, commands whose output is looked at, sessions that speak the protocol by hand, and
+//! machines with a systemd of their own.
 //!
 //! Nothing here waits for a time: it waits for a state, with one generous bound ([`BOUND`]).
 
@@ -8,6 +9,7 @@ mod command;
 mod deaths;
 mod dial;
 mod leftovers;
+mod machine;
 mod programs;
 mod service;
 mod session;
@@ -18,6 +20,7 @@ pub use broker::Broker;
 pub use command::{Output, Running};
 pub use dial::Connection;
 pub use leftovers::{end_processes, process_exists, processes_mentioning};
+pub use machine::{Machine, machine_hindrance};
 pub use programs::{fake_backend, find_program, sibling};
 pub use service::Service;
 pub use session::{Answer, Session};
@@ -57,7 +60,12 @@ pub fn skipped(name: &str, reason: &str) -> Trial {
 
 /// Runs trials as `cargo test` expects it, several at a time.
 pub fn run(trials: Vec<Trial>) -> Conclusion {
+    run_at_once(THREADS, trials)
+}
+
+/// The same, so many at a time.
+pub fn run_at_once(threads: usize, trials: Vec<Trial>) -> Conclusion {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(THREADS);
+    arguments.test_threads.get_or_insert(threads);
     libtest_mimic::run(&arguments, trials)
 }

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::programs::fake_backend;
+/// Stands for the fake backend's path in a command that is not written yet.
+const FAKE_BACKEND: &str = "{fake-backend}";
 
 /// A service file in the making. Its daemon is the fake backend unless a version says otherwise.
 #[derive(Debug, Clone)]
@@ -35,8 +36,7 @@ impl Service {
     /// Adds a version that is the fake backend with these arguments.
     #[must_use]
     pub fn version(self, version: &str, arguments: &[&str]) -> Self {
-        let program = fake_backend().display().to_string();
-        let mut command = vec![program.as_str(), "--log-start", "{starts}"];
+        let mut command = vec![FAKE_BACKEND, "--log-start", "{starts}"];
         command.extend(arguments);
         self.command(version, &command)
     }
@@ -55,12 +55,13 @@ impl Service {
         self
     }
 
-    /// The file's text; `starts` is where each start of the fake backend is noted.
-    pub(crate) fn text(&self, starts: &Path) -> String {
+    /// The file's text; `starts` is where each start of the fake backend is noted, `fake_backend` where that is.
+    pub(crate) fn text(&self, starts: &Path, fake_backend: &Path) -> String {
+        let (starts, fake_backend) = (starts.display().to_string(), fake_backend.display().to_string());
         let mut text = format!("[service]\nname = {:?}\n", self.name);
         for (version, command) in &self.versions {
-            let command: Vec<String> =
-                command.iter().map(|text| text.replace("{starts}", &starts.display().to_string())).collect();
+            let filled = |text: &String| text.replace("{starts}", &starts).replace(FAKE_BACKEND, &fake_backend);
+            let command: Vec<String> = command.iter().map(filled).collect();
             // A list of texts is written in TOML as it is in JSON.
             let command = serde_json::Value::from(command);
             let _ = write!(text, "\n[[version]]\nversion = {version:?}\ncommand = {command}\n");

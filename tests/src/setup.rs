@@ -8,7 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::broker::Broker;
-use crate::programs::sibling;
+use crate::programs::{fake_backend, sibling};
 use crate::service::Service;
 
 /// What a broker is started with.
@@ -65,7 +65,7 @@ impl Setup {
 
     pub(crate) fn write(&self, service: &Service) {
         let path = self.folder().join("services.d").join(format!("{}.toml", service.name));
-        let text = service.text(&self.folder().join("starts").join(&service.name));
+        let text = service.text(&self.folder().join("starts").join(&service.name), &fake_backend());
         fs::write(&path, text).expect("the folder takes a file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("own files can be changed");
     }
