@@ -3,6 +3,7 @@
 //! Each module is one theme; what is in it is listed at its head. The slow ones come first: tests run several at a time.
 
 mod access;
+mod activation;
 mod adoption;
 mod autostart;
 mod background;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         (namespaces::TRIALS, namespaces::hindrance()),
         (namespaces::in_python::TRIALS, namespaces::in_python::hindrance()),
         (access::TRIALS, access::hindrance()),
+        (activation::TRIALS, activation::hindrance()),
         (adoption::full::TRIALS, adoption::full::hindrance()),
     ];
     let others = modules.into_iter().map(|module| (module, None));

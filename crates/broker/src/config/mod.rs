@@ -7,6 +7,7 @@ mod paths;
 mod settings;
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ const LOG_FOLDER: &str = "log";
 /// Where durable processes are kept, in the state folder.
 const PROCESSES_FOLDER: &str = "processes";
 
-/// What the command line says. Relative paths are taken from the current directory.
+/// What the command line says, and the service manager. Relative paths are taken from the current directory.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
     /// Must exist, unlike the default one.
@@ -36,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) idle_exit: Option<IdleExit>,
     /// The broker goes into the background, where it has no stderr.
     pub(crate) detach: bool,
+    /// The sockets that the service manager listens on for the broker, which no option says.
+    pub(crate) passed: Vec<PathBuf>,
 }
 
 /// How the broker runs. All paths are absolute.
@@ -133,6 +136,13 @@ pub(crate) enum ConfigError {
         .path.display()
     )]
     SocketTooLong { path: PathBuf, length: usize },
+    /// The service manager listens elsewhere than the broker is told to.
+    #[error(
+        "the service manager passed the socket `{}`, and --socket or `socket` in broker.toml says `{}`: leave that \
+         out, or name it as ListenStream= of the socket unit",
+        .passed.display(), .told.display()
+    )]
+    PassedAnother { passed: PathBuf, told: PathBuf },
     /// The path is handed to daemons and clients as text.
     #[error("{option} `{}` is not UTF-8: give another path", .path.display())]
     NotUtf8 { option: &'static str, path: PathBuf },
@@ -165,8 +175,11 @@ impl Config {
         let socket = match (&options.socket, settings.socket) {
             (Some(path), _) => absolute("--socket", path)?,
             (None, Some(path)) => path,
-            (None, None) => surroundings.socket()?,
+            (None, None) => options.passed.first().cloned().map_or_else(|| surroundings.socket(), Ok)?,
         };
+        if !options.passed.is_empty() && !options.passed.iter().any(|passed| is_same(passed, &socket)) {
+            return Err(ConfigError::PassedAnother { passed: options.passed[0].clone(), told: socket });
+        }
         let length = socket.as_os_str().len();
         if length > SOCKET_PATH_MAX {
             return Err(ConfigError::SocketTooLong { path: socket, length });
@@ -219,6 +232,12 @@ fn read(file: Option<&Path>) -> Result<Settings, ConfigError> {
     }
     let (settings, problems) = settings::parse(path, &text.text);
     settings.ok_or(ConfigError::File(problems))
+}
+
+/// Whether two paths lead to one file, however they are written.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    one == other || file(one).is_some_and(|one| Some(one) == file(other))
 }
 
 fn absolute(option: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
@@ -290,6 +309,17 @@ mod tests {
         assert_eq!((config.socket.as_path(), config.log.format), (Path::new("/run/b.sock"), LogFormat::Text));
         assert_eq!(config.state_dir, Path::new("/var/b"));
         assert_eq!(config.services, [Path::new("/a"), Path::new("/b")]);
+    }
+
+    #[test]
+    fn a_socket_that_was_passed_is_the_brokers_unless_it_is_told_another() {
+        let passed =
+            || Options { socket: None, passed: vec!["/run/p.sock".into(), "/run/q.sock".into()], ..sufficient() };
+        assert_eq!(Config::load(&passed(), NOBODY).expect("valid").socket, Path::new("/run/p.sock"));
+        let second = Options { socket: Some("/run/q.sock".into()), ..passed() };
+        assert_eq!(Config::load(&second, NOBODY).expect("valid").socket, Path::new("/run/q.sock"));
+        let other = Options { socket: Some("/run/b.sock".into()), ..passed() };
+        insta::assert_snapshot!(error(&other, NOBODY), @"the service manager passed the socket `/run/p.sock`, and --socket or `socket` in broker.toml says `/run/b.sock`: leave that out, or name it as ListenStream= of the socket unit");
     }
 
     #[test]

@@ -55,6 +55,10 @@ In the background:
 It logs to a daily file in `log/` of the state folder, unless [log] in broker.toml names another `directory`. A service \
 manager wants it in the foreground instead.
 
+Socket activation:
+  Sockets that a service manager passes (LISTEN_FDS) are served instead of one of the broker's own, and their files stay. \
+Its places are those beside the first of them, or beside the one that --socket names.
+
 Signals:
   SIGTERM   ends the broker and leaves its backends to the next one on the same state folder
   SIGINT    ends the backends and then the broker
@@ -68,7 +72,7 @@ Exit codes: 0 ended as told, 1 failed, 2 usage, 75 another broker holds the sock
 impl From<Args> for Options {
     fn from(args: Args) -> Self {
         let Args { config, socket, services, state_dir, log_format, idle_exit, detach } = args;
-        Self { config, socket, services, state_dir, log_format, idle_exit, detach }
+        Self { config, socket, services, state_dir, log_format, idle_exit, detach, passed: Vec::new() }
     }
 }
 

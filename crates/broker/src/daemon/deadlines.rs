@@ -64,7 +64,7 @@ impl Driver {
 
     /// Whether anybody uses the broker though no session is open. A backend that is merely there is not used.
     fn is_used(&self) -> bool {
-        if is_awaited(&self.listener) {
+        if self.listeners.iter().any(is_awaited) {
             tracing::info!("still in use: a client waits to be let in");
             return true;
         }

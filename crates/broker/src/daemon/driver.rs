@@ -84,7 +84,7 @@ pub(super) struct Driver {
     pub(super) pool: SpawnPool,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) timer: Rc<Timer>,
-    pub(super) listener: Rc<Listener>,
+    pub(super) listeners: Vec<Rc<Listener>>,
     pub(super) heartbeat: Heartbeat,
     pub(super) idle_exit: IdleExit,
     pub(super) began: Timestamp,
@@ -125,7 +125,7 @@ pub(super) struct Parts {
     pub(super) catalog: Catalog,
     pub(super) watches: Watches,
     pub(super) timer: Rc<Timer>,
-    pub(super) listener: Rc<Listener>,
+    pub(super) listeners: Vec<Rc<Listener>>,
     pub(super) processes: Processes,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) journal: Journal,
@@ -134,8 +134,19 @@ pub(super) struct Parts {
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Shared {
-        let Parts { config, nofile_soft, places, catalog, watches, timer, listener, processes, reports, journal, here } =
-            parts;
+        let Parts {
+            config,
+            nofile_soft,
+            places,
+            catalog,
+            watches,
+            timer,
+            listeners,
+            processes,
+            reports,
+            journal,
+            here,
+        } = parts;
         let began = now();
         let idle_exit = IdleExit::new(began, config.idle_exit);
         Rc::new_cyclic(|me| {
@@ -161,7 +172,7 @@ impl Driver {
                 pool: SpawnPool::new(),
                 reports,
                 timer,
-                listener,
+                listeners,
                 heartbeat: Heartbeat::default(),
                 idle_exit,
                 began,

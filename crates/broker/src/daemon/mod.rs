@@ -14,6 +14,7 @@ mod ending;
 mod events;
 mod hosted;
 mod hosting;
+mod inherited;
 mod leaving;
 mod ledger;
 mod listener;
@@ -40,6 +41,7 @@ mod work;
 
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -52,6 +54,7 @@ use self::args::Args;
 use self::clock::Timer;
 use self::detach::{Launcher, Side, detach};
 use self::driver::{Driver, Leave, Parts, Shared};
+use self::inherited::Inherited;
 use self::ledger::Here;
 use self::ownership::{Ownership, OwnershipError};
 use self::places::Places;
@@ -152,7 +155,13 @@ fn print_chain(error: &dyn std::error::Error) {
 
 /// Runs the broker here, or in the background; then the launching process returns as soon as the broker serves.
 fn start(args: Args) -> Result<ExitCode, Fatal> {
-    let options = Options::from(args);
+    let mut options = Options::from(args);
+    // A broker in the background is none of the service manager's, and closes whatever it was started with.
+    let inherited = match options.detach {
+        true => Inherited::default(),
+        false => Inherited::take().map_err(system("take over what the service manager passed"))?,
+    };
+    options.passed = inherited.paths().map(Path::to_owned).collect();
     let config = Config::load(&options, Surroundings::of_process())?;
     let launcher = match options.detach {
         true => match detach(config.log.directory.as_deref()).map_err(system("go into the background"))? {
@@ -161,11 +170,11 @@ fn start(args: Args) -> Result<ExitCode, Fatal> {
         },
         false => None,
     };
-    run(config, launcher)?;
+    run(config, inherited, launcher)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn run(config: Config, launcher: Option<Launcher>) -> Result<(), Fatal> {
+fn run(config: Config, inherited: Inherited, launcher: Option<Launcher>) -> Result<(), Fatal> {
     // What the broker makes is its own, its log included; daemons get the umask that their service file says.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let _log = log::start(&config.log)?;
@@ -174,7 +183,7 @@ fn run(config: Config, launcher: Option<Launcher>) -> Result<(), Fatal> {
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| system("become a subreaper")(errno.into()))?;
     let nofile_soft = raise_descriptor_limit();
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-    runtime.map_err(system("start the runtime"))?.block_on(serve(config, nofile_soft, launcher))
+    runtime.map_err(system("start the runtime"))?.block_on(serve(config, inherited, nofile_soft, launcher))
 }
 
 /// Raises the soft limit of descriptors to the hard one; the old soft limit, which daemons get.
@@ -189,10 +198,17 @@ fn raise_descriptor_limit() -> Option<u64> {
     }
 }
 
-async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launcher>) -> Result<(), Fatal> {
+async fn serve(
+    config: Config,
+    mut inherited: Inherited,
+    nofile_soft: Option<u64>,
+    launcher: Option<Launcher>,
+) -> Result<(), Fatal> {
     let signals = Signals::install().map_err(system("install signal handlers"))?;
     let places = Places::new(&config.socket, &config.state_dir);
-    let (ownership, listener) = Ownership::take(&config.socket, &config.state_dir, &places, config.socket_group)?;
+    let passed = std::mem::take(&mut inherited.listeners);
+    let (ownership, listeners) =
+        Ownership::take(&config.socket, &config.state_dir, &places, config.socket_group, passed)?;
     let opened = Journal::open(&places.journal())?;
     let here = Here::read().map_err(system("learn which boot this is"))?;
     let catalog = Catalog::load(&config.services);
@@ -201,7 +217,6 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
     let watches = Watches::new().map_err(system("watch folders"))?;
     let appearances = watches.readiness();
     let (socket, services) = (config.socket.clone(), catalog.services.len());
-    let listener = Rc::new(listener);
     let processes = Processes::new(&config, nofile_soft, reports.clone())?;
     let driver = Driver::new(Parts {
         config,
@@ -210,17 +225,20 @@ async fn serve(config: Config, nofile_soft: Option<u64>, launcher: Option<Launch
         catalog,
         watches,
         timer: Rc::clone(&timer),
-        listener: Rc::clone(&listener),
+        listeners: listeners.clone(),
         processes,
         reports,
         journal: opened.journal.clone(),
         here,
     });
     driver.borrow_mut().take_over(opened.rows, opened.unreadable);
+    inherited.close_rest();
     driver.borrow().arm();
     driver.borrow().log_problems();
     let empty = Rc::clone(&driver.borrow().empty);
-    tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener));
+    for listener in listeners {
+        tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener));
+    }
     tokio::task::spawn_local(trimming::trim_logs(Rc::clone(&driver)));
     tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
     tell_manager(&[sd_notify::NotifyState::Ready]);

@@ -1,13 +1,14 @@
 //! One broker per state folder and per socket.
 //!
-//! Owns the locks and the listening socket. A socket file is removed only under the lock, and only after the kernel said
-//! that nobody listens on it.
+//! Owns the locks and the listening sockets. A socket file is removed only under the lock, and only after the kernel said
+//! that nobody listens on it; that of a socket which the service manager listens on is never touched.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
@@ -15,6 +16,7 @@ use interprocess::os::unix::uds_local_socket::tokio::Listener;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
 
+use super::inherited::Listening;
 use super::places::{Places, make_private};
 use crate::process::identity::stat;
 
@@ -44,19 +46,22 @@ pub(super) enum OwnershipError {
 /// Held as long as the broker runs.
 #[derive(Debug)]
 pub(super) struct Ownership {
-    socket: PathBuf,
+    /// The file of a socket that this broker bound.
+    bound: Option<PathBuf>,
     _state: Flock<File>,
     _socket_lock: Flock<File>,
 }
 
 impl Ownership {
-    /// Takes the state folder and the socket's path, making the folders where they are missing, and listens.
+    /// Takes the state folder and the socket's path, making the folders where they are missing, and listens: on the
+    /// sockets that the service manager passed, else on one of its own.
     pub(super) fn take(
         socket: &Path,
         state: &Path,
         places: &Places,
         group: Option<u32>,
-    ) -> Result<(Self, Listener), OwnershipError> {
+        passed: Vec<Listening>,
+    ) -> Result<(Self, Vec<Rc<Listener>>), OwnershipError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| OwnershipError::Io { what, path, source }
@@ -69,21 +74,31 @@ impl Ownership {
         let mut lock_path = socket.as_os_str().to_owned();
         lock_path.push(".lock");
         let socket_lock = lock(Path::new(&lock_path), socket, "--socket")?;
-        remove_stale(socket)?;
         let endpoints = places.endpoints();
         make_private(endpoints, group).map_err(failed("make the folder of endpoints", endpoints))?;
+        let ownership = |bound| Self { bound, _state: state_lock, _socket_lock: socket_lock };
+        if !passed.is_empty() {
+            // Who may come, and when the files go, the service manager was told.
+            let serve = |Listening { path, socket }: Listening| {
+                Listener::try_from(socket).map(Rc::new).map_err(failed("serve the inherited socket", &path))
+            };
+            return Ok((ownership(None), passed.into_iter().map(serve).collect::<Result<_, _>>()?));
+        }
 
+        remove_stale(socket)?;
         let name = socket.to_fs_name::<GenericFilePath>().map_err(failed("name", socket))?;
         let listener = ListenerOptions::new().name(name).reclaim_name(false).create_tokio_as::<Listener>();
         let listener = listener.map_err(failed("listen on", socket))?;
         // Who may come as far as this file is the folder's affair; who may have what is decided by the peer's credentials.
         fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).map_err(failed("set the mode of", socket))?;
-        Ok((Self { socket: socket.to_owned(), _state: state_lock, _socket_lock: socket_lock }, listener))
+        Ok((ownership(Some(socket.to_owned())), vec![Rc::new(listener)]))
     }
 
-    /// Takes the socket's file away, while the lock is still held.
+    /// Takes the file of its own socket away, while the lock is still held.
     pub(super) fn leave(self) {
-        let _ = fs::remove_file(&self.socket);
+        if let Some(socket) = self.bound {
+            let _ = fs::remove_file(socket);
+        }
     }
 }
 

@@ -60,6 +60,9 @@ const SCHEMA: Schema = &[
 /// Variables that the broker sets itself where a probe uses them: sd_notify(3), sd_listen_fds(3).
 const RESERVED_VARIABLES: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
+/// What a service manager tells the broker alone.
+const OF_THE_BROKER: [&str; 5] = ["WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PIDFDID", "FDSTORE", "JOURNAL_STREAM"];
+
 /// Reads the text of a service file. The service is there if no problem is an error.
 pub(crate) fn parse(file: &Path, text: &str) -> (Option<Service>, Vec<Problem>) {
     if text.trim().is_empty() {
@@ -174,6 +177,9 @@ pub(super) fn environment(document: &Document<'_>, subject: Subject) -> Environm
     let inherit = table.list("inherit", |value| {
         let name = values::text(value)?;
         variable_name(&name)?;
+        if OF_THE_BROKER.contains(&name.as_str()) {
+            return Err(format!("{} tells of the broker itself: leave it out", quoted(&name)));
+        }
         Ok(name)
     });
     let set = table.map("set", |name, value| {

@@ -127,10 +127,11 @@ fn commands() {
 
 #[test]
 fn environments() {
-    assert_snapshot!(added("[service.environment]\ninherit = [\"A=B\", \"NOTIFY_SOCKET\", 1]"), @r#"
+    assert_snapshot!(added("[service.environment]\ninherit = [\"A=B\", \"NOTIFY_SOCKET\", 1, \"WATCHDOG_USEC\"]"), @r#"
 x.toml:7:12: `inherit` in [service.environment]: `A=B` is no name of a variable
 x.toml:7:19: `inherit` in [service.environment]: `NOTIFY_SOCKET` is set by the broker where the probe uses it: leave it out
 x.toml:7:36: `inherit` in [service.environment]: expected a string, found the number `1`: write it in quotes, "1"
+x.toml:7:39: `inherit` in [service.environment]: `WATCHDOG_USEC` tells of the broker itself: leave it out
 "#);
     assert_snapshot!(added("[service.environment]\nset = { PORT = 6379, LISTEN_FDS = \"1\", X = \"{y}\", \"\" = \"\" }"), @r#"
 x.toml:7:16: `set.PORT` in [service.environment]: expected a string, found the number `6379`: write it in quotes, "6379"

@@ -1,0 +1,123 @@
+//! What the service manager passes to a broker that it starts: the sockets that it listens on for it, and what an earlier
+//! broker gave it to keep.
+//!
+//! Owns the taking, once and before there is a thread, so that no daemon and no reaper gets any of it. What an earlier
+//! broker's things belong to, the sweep finds out.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
+use sd_notify::NotifyState;
+
+/// How the names end of what an earlier broker gave away.
+const KEPT: [&str; 2] = [".sock", ".notify"];
+
+/// Everything that was passed.
+#[derive(Debug, Default)]
+pub(super) struct Inherited {
+    pub(super) listeners: Vec<Listening>,
+    others: Vec<(String, OwnedFd)>,
+}
+
+/// A socket that the service manager listens on for the broker.
+#[derive(Debug)]
+pub(super) struct Listening {
+    pub(super) path: PathBuf,
+    pub(super) socket: OwnedFd,
+}
+
+impl Inherited {
+    /// Takes what was passed to this process, and clears the variables that tell of it. Must be called before there is a
+    /// thread; what is taken is closed at an exec.
+    pub(super) fn take() -> io::Result<Self> {
+        // SAFETY: there is no other thread that could read the environment.
+        let passed = unsafe { sd_notify::listen_fds_with_names_and_unset_env() };
+        // SAFETY: as above.
+        unsafe { std::env::remove_var("LISTEN_PIDFDID") };
+        let mut inherited = Self::default();
+        for (number, name) in passed? {
+            // SAFETY: the variables said that it was passed to this very process, and they are gone, so nobody takes it
+            // a second time.
+            let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+            match path_of(&descriptor).filter(|_| !is_kept(&name)) {
+                Some(path) => inherited.listeners.push(Listening { path, socket: descriptor }),
+                None => inherited.others.push((name, descriptor)),
+            }
+        }
+        Ok(inherited)
+    }
+
+    /// The paths of the sockets that the service manager listens on.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.listeners.iter().map(|listening| listening.path.as_path())
+    }
+
+    /// Closes what nobody has claimed, and has the service manager forget it.
+    pub(super) fn close_rest(self) {
+        for (name, descriptor) in self.others {
+            tracing::warn!(
+                name,
+                descriptor = descriptor.as_raw_fd(),
+                "the service manager passed a descriptor that means nothing to this broker; it is closed"
+            );
+            let forget = [NotifyState::FdStoreRemove, NotifyState::FdName(&name)];
+            if let Err(error) = sd_notify::notify(&forget) {
+                tracing::warn!(%error, name, "the service manager cannot be told to forget a descriptor");
+            }
+        }
+    }
+}
+
+/// Whether that is a name which a broker gives: the file name of an endpoint, with a key or its hash before the ending.
+fn is_kept(name: &str) -> bool {
+    let stem = KEPT.iter().find_map(|ending| name.strip_suffix(ending));
+    stem.is_some_and(|stem| {
+        let hash = stem.split('.').next().unwrap_or_default();
+        stem.contains('@') || hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
+/// Where a stream socket listens, if it does so at an absolute path.
+fn path_of(socket: &OwnedFd) -> Option<PathBuf> {
+    let listens = getsockopt(socket, sockopt::AcceptConn).ok()?
+        && getsockopt(socket, sockopt::SockType).ok()? == SockType::Stream;
+    let address: UnixAddr = getsockname(socket.as_raw_fd()).ok()?;
+    address.path().filter(|path| listens && path.is_absolute()).map(Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn a_broker_listens_at_paths_alone() {
+        let folder = tempfile::tempdir().expect("made");
+        let path = folder.path().join("broker.sock");
+        let listener: OwnedFd = UnixListener::bind(&path).expect("bound").into();
+        assert_eq!(path_of(&listener), Some(path.clone()));
+        assert_eq!(path_of(&UnixStream::connect(&path).expect("connected").into()), None, "it does not listen");
+        assert_eq!(path_of(&UnixDatagram::bind(folder.path().join("datagram")).expect("bound").into()), None);
+        assert_eq!(path_of(&TcpListener::bind("127.0.0.1:0").expect("bound").into()), None);
+        assert_eq!(path_of(&std::fs::File::open("/dev/null").expect("opened").into()), None);
+    }
+
+    #[test]
+    fn what_a_broker_gave_away_is_known_by_its_name() {
+        for name in [
+            "redis@7.0.15~default.sock",
+            "redis@7.0.15~default.3.notify",
+            "85944171f73967e8.sock",
+            "85944171f73967e8.12.notify",
+        ] {
+            assert!(is_kept(name), "{name}");
+        }
+        for name in ["brokerd.socket", "broker.sock", "unknown", "connection", "stored", "a@b"] {
+            assert!(!is_kept(name), "{name}");
+        }
+    }
+}
