@@ -3,6 +3,7 @@
 //! Dependencies point one way: the bins call `daemon` and `ctl`, `daemon` drives `core` and performs its effects through
 //! `process`, `net` and `services`. `core` is pure and knows none of them.
 
+mod cgroup_keeper;
 mod config;
 mod core;
 mod ctl;

@@ -322,3 +322,17 @@ fn a_closed_stdout_is_no_panic() {
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
     }
 }
+
+#[test]
+fn a_cgroup_is_kept_in_a_delegated_unit_only_and_by_nobody_else() {
+    let brokerd = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_brokerd")).args(arguments).env_clear().output();
+        output.expect("brokerd runs")
+    };
+    // This test is in the same cgroup, so it cannot be the keeper's alone.
+    let refused = brokerd(&["--keep-cgroup"]);
+    assert_eq!(refused.status.code(), Some(78), "{refused:?}");
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(message.contains("Delegate=yes") || message.contains("there is no cgroup to keep"), "{message}");
+    assert_eq!(brokerd(&["--keep-cgroup", "--detach"]).status.code(), Some(2));
+}

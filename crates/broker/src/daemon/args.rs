@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// Go into the background, and return once the broker accepts; if it cannot, say why
     #[arg(long)]
     pub(super) detach: bool,
+    /// Run no broker, but keep the cgroup of a unit for backends to live in; brokerd-backends.service does
+    #[arg(long, exclusive = true)]
+    keep_cgroup: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -59,6 +62,12 @@ Socket activation:
   Sockets that a service manager passes (LISTEN_FDS) are served instead of one of the broker's own, and their files stay. \
 Its places are those beside the first of them, or beside the one that --socket names.
 
+The cgroup of the backends:
+  With --keep-cgroup, alone, it is the main process of a systemd unit with `Delegate=yes`: it moves into a leaf of its \
+own, hands the controllers `cpu`, `memory` and `pids` down as far as there are any, says that it is ready and waits for \
+SIGTERM. Backends live beside it, each in a cgroup of its own, whatever becomes of the broker. Elsewhere it fails with \
+exit code 78.
+
 Signals:
   SIGTERM   ends the broker and leaves its backends to the next one on the same state folder
   SIGINT    ends the backends and then the broker
@@ -71,7 +80,7 @@ Exit codes: 0 ended as told, 1 failed, 2 usage, 75 another broker holds the sock
 
 impl From<Args> for Options {
     fn from(args: Args) -> Self {
-        let Args { config, socket, services, state_dir, log_format, idle_exit, detach } = args;
+        let Args { config, socket, services, state_dir, log_format, idle_exit, detach, keep_cgroup: _ } = args;
         Self { config, socket, services, state_dir, log_format, idle_exit, detach, passed: Vec::new() }
     }
 }

@@ -62,6 +62,7 @@ use self::processes::Processes;
 use self::signals::{Request, Signals};
 use self::watches::Watches;
 use self::work::Report;
+use crate::cgroup_keeper;
 use crate::config::{Config, ConfigError, Options, Surroundings};
 use crate::core::backend::Event;
 use crate::failpoint;
@@ -110,8 +111,8 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> Fatal {
 /// Runs the broker with a command line, the program's name first, until it is told to end.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    // A reaper is to stay small: nothing is set up before this.
-    if let Some(code) = reaper::play(&arguments) {
+    // The two roles that stay while brokers come and go are to stay small: nothing is set up before this.
+    if let Some(code) = reaper::play(&arguments).or_else(|| cgroup_keeper::play(&arguments)) {
         return code;
     }
     let args = match Args::try_parse_from(arguments) {

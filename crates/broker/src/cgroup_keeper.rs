@@ -1,0 +1,146 @@
+//! The keeper of the backends' cgroup: `brokerd --keep-cgroup`, the main process of the unit that the backends live below.
+//!
+//! It is `brokerd` itself, played before anything of the broker is set up, as small as it can be: it lives as long as
+//! the unit. It makes the unit's cgroup fit for leaves and then waits to be told to go. It starts, watches and ends nobody.
+
+use std::error::Error as _;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use nix::sys::signal::{SigSet, Signal};
+use sd_notify::NotifyState;
+
+use crate::process::cgroup::LIMITING;
+use crate::process::cgroup::hierarchy::{self, NoCgroup};
+
+/// The option that makes a brokerd a keeper. It stands alone.
+const MODE: &str = "--keep-cgroup";
+
+/// The leaf that the keeper itself lives in: a cgroup that hands controllers down may have no processes of its own.
+const LEAF: &str = "keeper";
+
+/// It is not in a unit made for this; as sysexits.h has it, something is set up wrongly, and trying again does not help.
+const EXIT_NOT_DELEGATED: u8 = 78;
+
+#[derive(Debug, thiserror::Error)]
+enum KeeperError {
+    #[error("there is no cgroup to keep")]
+    Absent(#[from] NoCgroup),
+    #[error(
+        "the cgroup `{0}` is not delegated to this process alone; this option is for the main process of a unit with \
+         `Delegate=yes`, such as brokerd-backends.service"
+    )]
+    NotDelegated(PathBuf),
+    #[error("cannot {what} `{path}`")]
+    Cgroup {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Plays the keeper, if the command line says so; `None` if this is a broker.
+pub(crate) fn play(arguments: &[OsString]) -> Option<ExitCode> {
+    let [_, mode] = arguments else { return None };
+    if mode != MODE {
+        return None;
+    }
+    Some(match keep() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            anstream::eprintln!("brokerd: error: {error}{cause}");
+            match error {
+                KeeperError::Absent(_) | KeeperError::NotDelegated(_) => ExitCode::from(EXIT_NOT_DELEGATED),
+                KeeperError::Cgroup { .. } => ExitCode::FAILURE,
+            }
+        }
+    })
+}
+
+fn keep() -> Result<(), KeeperError> {
+    let mut end = SigSet::empty();
+    end.add(Signal::SIGTERM);
+    end.add(Signal::SIGINT);
+    let mut blocked = end;
+    blocked.add(Signal::SIGHUP);
+    // From here on they are read and not suffered. Blocking valid signals of one's own cannot fail.
+    let _ = blocked.thread_block();
+    let unit = hierarchy::own()?;
+    if !is_delegated(&unit) {
+        return Err(KeeperError::NotDelegated(unit));
+    }
+    let leaf = unit.join(LEAF);
+    match fs::create_dir(&leaf) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(KeeperError::Cgroup { what: "make the cgroup", path: leaf, source: error });
+        }
+        _ => {}
+    }
+    fs::write(leaf.join("cgroup.procs"), "0").map_err(|source| KeeperError::Cgroup {
+        what: "move into the cgroup",
+        path: leaf,
+        source,
+    })?;
+    let enabled = enable(&unit)?;
+    let status = match enabled.is_empty() {
+        true => "Keeping the cgroup of the backends; no limits can be enforced here".to_owned(),
+        false => format!("Keeping the cgroup of the backends; limits: {}", enabled.join(", ")),
+    };
+    if let Err(error) = sd_notify::notify(&[NotifyState::Status(&status), NotifyState::Ready]) {
+        anstream::eprintln!("brokerd: warning: cannot notify the service manager: {error}");
+    }
+    // An interruption by a signal of another kind is no end.
+    while end.wait().is_err() {}
+    Ok(())
+}
+
+/// Whether the service manager has given the cgroup away, and to us alone. It says so in an attribute of the folder, which
+/// an older one does not write for a user's units; there it must do that it is a unit's and we may write it.
+fn is_delegated(unit: &Path) -> bool {
+    let members = fs::read_to_string(unit.join("cgroup.procs")).unwrap_or_default();
+    if members.trim() != std::process::id().to_string() {
+        return false;
+    }
+    if ["trusted.delegate", "user.delegate"].iter().any(|name| attribute_is_set(unit, name)) {
+        return true;
+    }
+    let may_write = nix::unistd::access(unit, nix::unistd::AccessFlags::W_OK).is_ok();
+    let is_unit = unit.extension().is_some_and(|extension| extension == "service");
+    !nix::unistd::geteuid().is_root() && is_unit && may_write
+}
+
+fn attribute_is_set(folder: &Path, name: &str) -> bool {
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes());
+    let name = std::ffi::CString::new(name);
+    let (Ok(path), Ok(name)) = (path, name) else { return false };
+    let mut value = [0_u8; 1];
+    // SAFETY: two strings that live through the call, and a buffer with its length.
+    let read = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    read == 1 && value == *b"1"
+}
+
+/// Hands down every controller that limits can use; those that are. One that is not offered, or fails, is missed by its
+/// limits alone.
+fn enable(unit: &Path) -> Result<Vec<&'static str>, KeeperError> {
+    let path = unit.join("cgroup.controllers");
+    let offered = fs::read_to_string(&path).map_err(|source| KeeperError::Cgroup { what: "read", path, source })?;
+    let control = unit.join("cgroup.subtree_control");
+    let mut enabled = Vec::new();
+    for controller in LIMITING.into_iter().filter(|name| offered.split_ascii_whitespace().any(|offer| offer == *name)) {
+        match fs::write(&control, format!("+{controller}")) {
+            Ok(()) => enabled.push(controller),
+            Err(error) => {
+                anstream::eprintln!(
+                    "brokerd: warning: limits by the controller `{controller}` are not enforced: {error}"
+                );
+            }
+        }
+    }
+    Ok(enabled)
+}
