@@ -92,6 +92,14 @@ impl Machine {
         self.spawn(command).finish()
     }
 
+    /// Runs a command inside as another user, with that user's groups and an environment as at a login.
+    #[track_caller]
+    #[must_use]
+    pub fn run_as(&self, user: &str, command: &[&str]) -> Output {
+        let become_user = ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--reset-env", "--"];
+        self.run(&[&become_user, command].concat())
+    }
+
     /// Starts a command inside.
     #[track_caller]
     #[must_use]
