@@ -15,13 +15,6 @@ const UNITS: [&str; 3] = ["brokerd.socket", "brokerd.service", "brokerd-backends
 /// What `systemd-analyze security` may say at most, ten times its figure. The units say what is left out, and why.
 const EXPOSURE: [(&str, &str); 2] = [("brokerd.service", "80"), ("brokerd-backends.service", "18")];
 
-/// Starts the system's broker.
-fn start(machine: &Machine) {
-    // Until brokerd makes the place of the backends itself.
-    machine.drop_in("brokerd-backends.service", "[Service]\nType=exec\nExecStart=\nExecStart=/bin/sleep infinity\n");
-    machine.systemctl(&["start", "brokerd.service"]);
-}
-
 fn systemd_has_nothing_to_say_about_the_units() {
     let machine = Machine::boot();
     for scope in ["--system", "--user"] {
@@ -35,7 +28,7 @@ fn systemd_has_nothing_to_say_about_the_units() {
 fn the_service_starts_and_a_backend_is_resolved() {
     let machine = Machine::boot();
     machine.service(&Service::fake("x", &[]));
-    start(&machine);
+    machine.systemctl(&["start", "brokerd.service"]);
     let pid = machine.main_pid("brokerd.service");
     assert_eq!(machine.ctl_json(&["status"]).done().json()["broker"]["pid"], pid);
     let backend = machine.resolve("x");
@@ -56,7 +49,7 @@ fn what_binds_the_broker_does_not_bind_a_backend() {
     let tcp = Service::named("tcp").version("1.0.0", &["--listen", "{endpoint}"]).toml("[endpoint]\nkind = \"tcp\"");
     machine.service(&tcp);
     machine.service(&Service::fake("x", &[]));
-    start(&machine);
+    machine.systemctl(&["start", "brokerd.service"]);
     // The broker itself has no network but the machine's own, which is all that it needs.
     let said = machine.shell("echo who | brokerctl connect tcp").done().stdout;
     let pid = machine.resolve("tcp")["pid"].as_u64().expect("a number");
@@ -77,7 +70,7 @@ fn a_member_of_the_group_may_connect_and_a_stranger_may_not() {
     }
     let access = "[access]\nusers = [\"member\", \"stranger\"]";
     machine.service(&Service::fake("x", &[]).toml(access));
-    start(&machine);
+    machine.systemctl(&["start", "brokerd.service"]);
     let resolve = |user: &str| machine.run_as(user, &["brokerctl", "--json", "resolve", "x"]);
     assert_eq!(resolve("member").done().json()["state"], "ready");
     let refused = resolve("stranger").exits(77);
