@@ -1,7 +1,7 @@
 # Makes a machine within this one and becomes its systemd: boot.sh STAGE FOLDER CGROUP.
 #
-# FOLDER holds `files`, what this machine has besides the host's files, `programs`, links to programs that it has in
-# /usr/bin, and `box`, an empty folder to build in. The stages call each other: `outer` in the namespaces of whoever boots,
+# FOLDER holds `files`, what this machine has besides the host's files, `programs`, links to the programs that it has at
+# the same paths, and `box`, an empty folder to build in. The stages call each other: `outer` in the namespaces of whoever boots,
 # `middle` in new ones, `inner` in a cgroup namespace whose root is CGROUP. With CGROUP `-` it only tries whether all of it
 # is permitted. Nothing of the host is written to.
 set -eu
@@ -26,12 +26,11 @@ cp -R files/. box/upper
 mount -t overlay -o lowerdir=/,upperdir=box/upper,workdir=box/work overlay box/root
 cd box/root
 # Mounted, not copied: unstripped programs would fill the memory. Read-only, so that nobody writes to the host's.
-for program in "$folder"/programs/*; do
-  [ -e "$program" ] || continue
-  at=usr/bin/${program##*/}
+(cd "$folder/programs" && find . -type l) | while read -r at; do
   rm -f "$at"
+  mkdir -p "${at%/*}"
   touch "$at"
-  mount --bind "$program" "$at"
+  mount --bind "$folder/programs/$at" "$at"
   mount -o remount,bind,ro "$at"
 done
 mkdir -p proc sys dev run tmp etc/systemd/system host

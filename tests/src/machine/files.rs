@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::programs::sibling;
 
@@ -21,35 +21,72 @@ const UNITS: &[(&str, &str)] = &[
     ("tmpfiles.d", "usr/lib/tmpfiles.d"),
 ];
 
+/// Where a machine with sources has them.
+pub(super) const SOURCES: &str = "/usr/src/broker";
+
+/// What of the workspace is installed besides the programs.
+const INSTALLED: &[&str] = &[
+    "systemd",
+    "examples/services",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "crates/broker-proto/PROTOCOL.md",
+];
+
 /// The folder's `files` and `programs` for a machine without the broker.
 pub(super) fn without_broker(folder: &Path) {
     fs::create_dir(folder.join("programs")).expect("a new folder is empty");
     for (path, text) in BASE {
         write(&folder.join("files").join(path), text);
     }
+    link_program(folder, "usr/bin", "fake-backend");
 }
 
-/// The same with the built programs and the shipped files.
+/// The same with the built programs and the shipped units, as a distribution installs them.
 pub(super) fn with_broker(folder: &Path) {
     without_broker(folder);
-    for program in ["brokerd", "brokerctl", "fake-backend"] {
-        symlink(sibling(program), folder.join("programs").join(program)).expect("a new folder is empty");
-    }
+    link_program(folder, "usr/bin", "brokerd");
+    link_program(folder, "usr/bin", "brokerctl");
     for (from, to) in UNITS {
-        for entry in fs::read_dir(shipped(from)).expect("a folder of shipped files").flatten() {
-            let text = fs::read_to_string(entry.path()).expect("a shipped file is text");
-            write(&folder.join("files").join(to).join(entry.file_name()), &text);
-        }
+        copy(&workspace().join("systemd").join(from), &folder.join("files").join(to));
     }
 }
 
-/// A file or folder of this workspace that is shipped.
-fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the workspace is around this crate")
-        .join("systemd")
-        .join(name)
+/// The same with what `cargo build --release` leaves, to be installed from there.
+pub(super) fn with_sources(folder: &Path) {
+    without_broker(folder);
+    let sources = SOURCES.trim_start_matches('/');
+    let built = format!("{sources}/target/release");
+    link_program(folder, &built, "brokerd");
+    link_program(folder, &built, "brokerctl");
+    for path in INSTALLED {
+        copy(&workspace().join(path), &folder.join("files").join(sources).join(path));
+    }
+}
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is around this crate")
+}
+
+fn link_program(folder: &Path, to: &str, name: &str) {
+    let to = folder.join("programs").join(to);
+    fs::create_dir_all(&to).expect("a folder can be made");
+    symlink(sibling(name), to.join(name)).expect("a new folder is empty");
+}
+
+/// Copies a file, or a folder with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        for entry in from.read_dir().expect("a readable folder").flatten() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+        return;
+    }
+    fs::create_dir_all(to.parent().expect("a file is in a folder")).expect("a folder can be made");
+    fs::copy(from, to).unwrap_or_else(|error| panic!("cannot copy {}: {error}", from.display()));
 }
 
 /// Writes a file that everybody may read, and the folders that it takes.

@@ -52,17 +52,20 @@ impl Machine {
         machine
     }
 
-    /// A machine that has never heard of the broker.
+    /// A machine that has never heard of the broker, but for its sources and what was built of them, in [`Self::SOURCES`].
     ///
     /// # Panics
     /// It does not come up.
     #[track_caller]
     #[must_use]
-    pub fn bare() -> Self {
-        let machine = Self { namespaces: Namespaces::boot(files::without_broker) };
+    pub fn with_sources() -> Self {
+        let machine = Self { namespaces: Namespaces::boot(files::with_sources) };
         machine.ready();
         machine
     }
+
+    /// The sources, where they are.
+    pub const SOURCES: &'static str = files::SOURCES;
 
     fn ready(&self) {
         fs::create_dir(self.path(NOTES)).expect("a new /run is empty");

@@ -2,6 +2,7 @@
 //!
 //! Each module is one theme. Where no machine can be booted, every trial is reported as ignored, with the reason.
 
+mod installing;
 mod units;
 
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    let modules = [units::TRIALS];
+    let modules = [installing::TRIALS, units::TRIALS];
     let hindrance = broker_tests::machine_hindrance();
     let trials = modules.into_iter().flatten().map(|&(name, test)| match &hindrance {
         Some(reason) => broker_tests::skipped(name, reason),
