@@ -24,7 +24,7 @@ fn session(broker: &Broker) -> Session {
 }
 
 /// What the kernel says of the broker's one timer: `ticks: 0`, `it_value: (2, 417)` and more.
-fn timer(broker: &Broker) -> String {
+pub(crate) fn timer(broker: &Broker) -> String {
     let process = PathBuf::from(format!("/proc/{}", broker.pid()));
     let mut entries = fs::read_dir(process.join("fd")).expect("brokerd runs").flatten();
     let is_timer = |path: PathBuf| fs::read_link(path).is_ok_and(|to| to.as_os_str() == "anon_inode:[timerfd]");
@@ -32,7 +32,7 @@ fn timer(broker: &Broker) -> String {
     fs::read_to_string(process.join("fdinfo").join(timer.file_name())).expect("it is open")
 }
 
-fn is_set(broker: &Broker) -> bool {
+pub(crate) fn is_set(broker: &Broker) -> bool {
     !timer(broker).contains("it_value: (0, 0)")
 }
 

@@ -21,6 +21,7 @@ mod hygiene;
 mod idle_exit;
 mod library;
 mod lifecycle;
+mod manager;
 mod namespaces;
 mod operators;
 mod processes;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         healing::TRIALS,
         heartbeats::TRIALS,
         idle_exit::TRIALS,
+        manager::TRIALS,
         adoption::STARTING,
         adoption::TAKEN_OVER,
         adoption::BUDGET,

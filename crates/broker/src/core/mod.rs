@@ -9,6 +9,7 @@ pub(crate) mod durable;
 pub(crate) mod heartbeat;
 pub(crate) mod idle_exit;
 pub(crate) mod lease;
+pub(crate) mod notices;
 pub(crate) mod readiness;
 pub(crate) mod recovery;
 pub(crate) mod registry;

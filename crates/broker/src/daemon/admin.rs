@@ -314,17 +314,15 @@ impl Driver {
 
     /// Reads the service files again, on a worker thread.
     pub(super) fn reload(&mut self, asker: Option<(SessionId, RequestId)>) -> Result<(), Box<Refusal>> {
+        self.tell_reloading();
         let directories = self.config.services.clone();
         let number = self.number();
-        let job = move || Report::Loaded { number, catalog: Box::new(Catalog::load(&directories)), asker };
-        let faulty = move || {
-            let refusal = telling::fault("the reading of the service files failed");
-            match asker {
-                Some((session, request_id)) => Report::Refused { session, request_id, refusal },
-                None => Report::Done,
-            }
-        };
-        self.work(job, faulty).map_err(|error| no_thread(&error))
+        let loaded = move |catalog| Report::Loaded { number, catalog, asker };
+        let job = move || loaded(Ok(Box::new(Catalog::load(&directories))));
+        let faulty = move || loaded(Err(Box::new(telling::fault("the reading of the service files failed"))));
+        self.work(job, faulty).map_err(|error| no_thread(&error)).inspect_err(|refusal| {
+            self.tell_reloaded(format!("not reloaded: {}", refusal.reason));
+        })
     }
 }
 

@@ -11,7 +11,6 @@ use super::clock::now;
 use super::driver::{Driver, Leave};
 use super::perform::connections;
 use super::session::Session;
-use super::tell_manager;
 use crate::core::backend::Event;
 
 /// How many sessions are given a sign of life before others have their turn.
@@ -20,7 +19,12 @@ const BEATS_AT_ONCE: usize = 64;
 impl Driver {
     /// Sets the timer to the first deadline of all.
     pub(super) fn arm(&self) {
-        let all = [self.registry.next_deadline(), self.heartbeat.next_deadline(), self.idle_exit.next_deadline()];
+        let all = [
+            self.registry.next_deadline(),
+            self.heartbeat.next_deadline(),
+            self.idle_exit.next_deadline(),
+            self.manager.next_deadline(),
+        ];
         self.timer.arm(all.into_iter().flatten().min());
     }
 
@@ -40,6 +44,7 @@ impl Driver {
                 self.leave_unused();
             }
         }
+        self.tell_due();
         self.arm();
     }
 
@@ -58,7 +63,6 @@ impl Driver {
     fn leave_unused(&mut self) {
         let after = self.config.idle_exit.unwrap_or_default();
         tracing::info!("nobody has used this broker for {after:?}: it leaves");
-        tell_manager(&[sd_notify::NotifyState::Stopping]);
         self.leave(Leave::UNUSED);
     }
 

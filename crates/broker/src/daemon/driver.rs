@@ -17,6 +17,7 @@ use super::events::Events;
 use super::hosted::Hosted;
 use super::ledger::Here;
 use super::mains::Mains;
+use super::manager::Manager;
 use super::places::Places;
 use super::processes::Processes;
 use super::session::{Session, SessionId};
@@ -85,6 +86,7 @@ pub(super) struct Driver {
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) timer: Rc<Timer>,
     pub(super) listeners: Vec<Rc<Listener>>,
+    pub(super) manager: Manager,
     pub(super) heartbeat: Heartbeat,
     pub(super) idle_exit: IdleExit,
     pub(super) began: Timestamp,
@@ -126,6 +128,7 @@ pub(super) struct Parts {
     pub(super) watches: Watches,
     pub(super) timer: Rc<Timer>,
     pub(super) listeners: Vec<Rc<Listener>>,
+    pub(super) manager: Manager,
     pub(super) processes: Processes,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) journal: Journal,
@@ -134,19 +137,8 @@ pub(super) struct Parts {
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Shared {
-        let Parts {
-            config,
-            nofile_soft,
-            places,
-            catalog,
-            watches,
-            timer,
-            listeners,
-            processes,
-            reports,
-            journal,
-            here,
-        } = parts;
+        let Parts { config, nofile_soft, places, catalog, watches, timer, listeners, manager, .. } = parts;
+        let Parts { processes, reports, journal, here, .. } = parts;
         let began = now();
         let idle_exit = IdleExit::new(began, config.idle_exit);
         Rc::new_cyclic(|me| {
@@ -173,6 +165,7 @@ impl Driver {
                 reports,
                 timer,
                 listeners,
+                manager,
                 heartbeat: Heartbeat::default(),
                 idle_exit,
                 began,
@@ -205,6 +198,7 @@ impl Driver {
             // What follows a decision is done after it was put down.
             if self.registry.handle(now(), id, event, &mut effects) {
                 self.remember(id);
+                self.manager.changed();
             }
             for effect in effects.drain(..) {
                 self.perform(id, effect);
@@ -232,6 +226,7 @@ impl Driver {
         self.sessions.insert(session.id, connected);
         self.heartbeat.begin(now());
         self.idle_exit.session_began();
+        self.manager.changed();
         self.arm();
         Ok(())
     }
@@ -259,8 +254,9 @@ impl Driver {
         if self.sessions.is_empty() {
             self.heartbeat.rest();
             self.idle_exit.last_session_ended(now());
-            self.arm();
         }
+        self.manager.changed();
+        self.arm();
     }
 
     /// The session that a ticket belongs to.

@@ -21,6 +21,7 @@ impl Driver {
         let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
         let Leave { reconnect, keeps } = leave;
         tracing::info!(sessions = self.sessions.len(), backends = live, keeps, "shutting down");
+        self.tell_stopping();
         for connected in self.sessions.values().filter(|connected| connected.session.is_greeted()) {
             connected.session.send(&ServerMessage::GoAway { reconnect }, None);
         }

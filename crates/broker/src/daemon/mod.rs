@@ -20,6 +20,7 @@ mod ledger;
 mod listener;
 mod log;
 mod mains;
+mod manager;
 mod outbox;
 mod ownership;
 mod peer;
@@ -56,6 +57,7 @@ use self::detach::{Launcher, Side, detach};
 use self::driver::{Driver, Leave, Parts, Shared};
 use self::inherited::Inherited;
 use self::ledger::Here;
+use self::manager::Manager;
 use self::ownership::{Ownership, OwnershipError};
 use self::places::Places;
 use self::processes::Processes;
@@ -171,11 +173,11 @@ fn start(args: Args) -> Result<ExitCode, Fatal> {
         },
         false => None,
     };
-    run(config, inherited, launcher)?;
+    run(config, inherited, launcher, Manager::of_process())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn run(config: Config, inherited: Inherited, launcher: Option<Launcher>) -> Result<(), Fatal> {
+fn run(config: Config, inherited: Inherited, launcher: Option<Launcher>, manager: Manager) -> Result<(), Fatal> {
     // What the broker makes is its own, its log included; daemons get the umask that their service file says.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let _log = log::start(&config.log)?;
@@ -184,7 +186,7 @@ fn run(config: Config, inherited: Inherited, launcher: Option<Launcher>) -> Resu
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| system("become a subreaper")(errno.into()))?;
     let nofile_soft = raise_descriptor_limit();
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-    runtime.map_err(system("start the runtime"))?.block_on(serve(config, inherited, nofile_soft, launcher))
+    runtime.map_err(system("start the runtime"))?.block_on(serve(config, inherited, nofile_soft, launcher, manager))
 }
 
 /// Raises the soft limit of descriptors to the hard one; the old soft limit, which daemons get.
@@ -204,6 +206,7 @@ async fn serve(
     mut inherited: Inherited,
     nofile_soft: Option<u64>,
     launcher: Option<Launcher>,
+    manager: Manager,
 ) -> Result<(), Fatal> {
     let signals = Signals::install().map_err(system("install signal handlers"))?;
     let places = Places::new(&config.socket, &config.state_dir);
@@ -227,6 +230,7 @@ async fn serve(
         watches,
         timer: Rc::clone(&timer),
         listeners: listeners.clone(),
+        manager,
         processes,
         reports,
         journal: opened.journal.clone(),
@@ -234,7 +238,6 @@ async fn serve(
     });
     driver.borrow_mut().take_over(opened.rows, opened.unreadable);
     inherited.close_rest();
-    driver.borrow().arm();
     driver.borrow().log_problems();
     let empty = Rc::clone(&driver.borrow().empty);
     for listener in listeners {
@@ -242,7 +245,8 @@ async fn serve(
     }
     tokio::task::spawn_local(trimming::trim_logs(Rc::clone(&driver)));
     tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
-    tell_manager(&[sd_notify::NotifyState::Ready]);
+    driver.borrow_mut().tell_ready();
+    driver.borrow().arm();
     if let Some(launcher) = launcher {
         launcher.tell().map_err(system("give stderr up"))?;
     }
@@ -284,14 +288,8 @@ async fn serve(
 
 fn take_signal(driver: &Shared, request: Request) {
     match request {
-        Request::Drain => {
-            tell_manager(&[sd_notify::NotifyState::Stopping]);
-            driver.borrow_mut().leave(Leave::HAND_OVER);
-        }
-        Request::Stop => {
-            tell_manager(&[sd_notify::NotifyState::Stopping]);
-            driver.borrow_mut().leave(Leave::STOP);
-        }
+        Request::Drain => driver.borrow_mut().leave(Leave::HAND_OVER),
+        Request::Stop => driver.borrow_mut().leave(Leave::STOP),
         Request::Reload => {
             if let Err(refusal) = driver.borrow_mut().reload(None) {
                 tracing::error!("not reloaded: {}", refusal.reason);
@@ -312,7 +310,7 @@ fn take_report(driver: &Shared, report: Report) {
         Report::Launched { id, generation, result } => driver.launched(id, generation, result),
         Report::Gone { id, generation, finished } => driver.gone(id, generation, finished),
         Report::Probing { id, generation, probe } => driver.probing(id, generation, probe),
-        Report::Loaded { number, catalog, asker } => driver.loaded(number, *catalog, asker),
+        Report::Loaded { number, catalog, asker } => driver.loaded(number, catalog, asker),
         Report::Reply { session, request_id, document } => {
             if let Some(session) = driver.session(session) {
                 admin::reply(&session, request_id, &document);
@@ -325,12 +323,5 @@ fn take_report(driver: &Shared, report: Report) {
         }
         Report::Process(news) => driver.process_news(news),
         Report::Done => {}
-    }
-}
-
-/// Tells the service manager, if one asked to be told.
-fn tell_manager(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot notify the service manager");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use broker_proto::{RequestId, ServiceName};
+use broker_proto::{Refusal, RequestId, ServiceName};
 use serde_json::json;
 
 use super::admin::reply;
@@ -16,7 +16,24 @@ use crate::services::{Catalog, Service, Severity};
 impl Driver {
     /// Takes over what was read. Backends that run keep what they were started with; a service whose file has become
     /// bad keeps its last good definition.
-    pub(super) fn loaded(&mut self, number: u64, mut catalog: Catalog, asker: Option<(SessionId, RequestId)>) {
+    pub(super) fn loaded(
+        &mut self,
+        number: u64,
+        read: Result<Box<Catalog>, Box<Refusal>>,
+        asker: Option<(SessionId, RequestId)>,
+    ) {
+        let mut catalog = match read {
+            Ok(catalog) => *catalog,
+            Err(refusal) => {
+                self.tell_reloaded(format!("not reloaded: {}", refusal.reason));
+                if let Some((session, request_id)) = asker
+                    && let Some(session) = self.session(session)
+                {
+                    session.refuse(request_id, *refusal);
+                }
+                return self.arm();
+            }
+        };
         // Reads may finish out of order: one that was asked for earlier changes nothing after a later one.
         if number < self.newest_load {
             catalog = self.catalog.clone();
@@ -45,9 +62,16 @@ impl Driver {
             removed = removed.len(),
             "reloaded"
         );
+        let numbers = [(added.len(), "added"), (changed.len(), "changed"), (removed.len(), "removed")];
+        let numbers =
+            numbers.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!(", {number} {what}"));
+        let services = if new.len() == 1 { "service" } else { "services" };
+        let outcome = format!("reloaded {} {services}{}", new.len(), numbers.collect::<String>());
         self.catalog = catalog;
         self.log_problems();
         self.redefine_changed();
+        self.tell_reloaded(outcome);
+        self.arm();
         if let Some((session, request_id)) = asker
             && let Some(session) = self.session(session)
         {

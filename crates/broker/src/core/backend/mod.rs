@@ -243,6 +243,27 @@ impl Backend {
         matches!(self.state, State::Starting(_) | State::Ready { .. } | State::Stopping(_))
     }
 
+    /// Where it is in its life, as `status` names it.
+    pub(crate) fn state(&self) -> broker_proto::State {
+        match self.state {
+            State::Inactive { .. } => broker_proto::State::Inactive,
+            State::Starting(_) => broker_proto::State::Starting,
+            State::Ready { .. } => broker_proto::State::Ready,
+            State::Stopping(_) => broker_proto::State::Stopping,
+            State::Backoff { .. } => broker_proto::State::Backoff,
+            State::Failed { .. } => broker_proto::State::Failed,
+            State::Quarantined { .. } => broker_proto::State::Quarantined,
+        }
+    }
+
+    /// When it is killed, if it was asked to end and has time left.
+    pub(crate) fn kill_at(&self) -> Option<Timestamp> {
+        match &self.state {
+            State::Stopping(stopping) => stopping.kill_at,
+            _ => None,
+        }
+    }
+
     /// Whether a stop would end something: a process, a wait, or a hold.
     pub(crate) fn is_stoppable(&self) -> bool {
         self.is_live() || matches!(self.state, State::Backoff { .. }) || !self.holds.is_empty()
@@ -250,17 +271,16 @@ impl Backend {
 
     /// What `status` shows.
     pub(crate) fn view(&self, now: Timestamp) -> View {
-        let (state, waiters, retry_at) = match &self.state {
-            State::Inactive { not_before } => (broker_proto::State::Inactive, 0, not_before.filter(|time| *time > now)),
-            State::Starting(starting) => (broker_proto::State::Starting, starting.waiters.len(), None),
-            State::Ready { .. } => (broker_proto::State::Ready, 0, None),
-            State::Stopping(stopping) => (broker_proto::State::Stopping, stopping.waiters.len(), None),
-            State::Backoff { until, waiters } => (broker_proto::State::Backoff, waiters.len(), Some(*until)),
-            State::Failed { until, .. } => (broker_proto::State::Failed, 0, Some(*until)),
-            State::Quarantined { .. } => (broker_proto::State::Quarantined, 0, None),
+        let (waiters, retry_at) = match &self.state {
+            State::Inactive { not_before } => (0, not_before.filter(|time| *time > now)),
+            State::Starting(starting) => (starting.waiters.len(), None),
+            State::Stopping(stopping) => (stopping.waiters.len(), None),
+            State::Backoff { until, waiters } => (waiters.len(), Some(*until)),
+            State::Failed { until, .. } => (0, Some(*until)),
+            State::Ready { .. } | State::Quarantined { .. } => (0, None),
         };
         View {
-            state,
+            state: self.state(),
             since: self.since,
             generation: self.generation,
             attempt: self.attempt,

@@ -294,7 +294,11 @@ impl Driver {
             News::Waited { ticket, result } => {
                 self.process_waited(ticket, result.map(|process| json!({ "process": process })))
             }
-            News::Happened { id, happening } => self.record_process(id, happening),
+            News::Happened { id, happening } => {
+                self.record_process(id, happening);
+                self.manager.changed();
+                self.arm();
+            }
         }
     }
 

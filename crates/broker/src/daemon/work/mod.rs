@@ -55,7 +55,7 @@ pub(super) enum Report {
     /// The service files, read again.
     Loaded {
         number: u64,
-        catalog: Box<Catalog>,
+        catalog: Result<Box<Catalog>, Box<Refusal>>,
         asker: Option<(SessionId, RequestId)>,
     },
     /// An answer that took a look at the disk.
