@@ -193,7 +193,7 @@ fn it_is_a_daemon() {
 }
 
 fn nothing_of_a_service_manager_is_passed_on() {
-    let inherit = "inherit = [\"WATCHDOG_PID\", \"WATCHDOG_USEC\", \"KEPT\"]";
+    let inherit = "inherit = [\"KEPT\"]";
     let background = Background::of(&Service::fake("x", &[]).toml(&format!("[service.environment]\n{inherit}")));
     let manager = UnixDatagram::bind(background.path("notify")).expect("a short path");
     manager.set_nonblocking(true).expect("a socket");

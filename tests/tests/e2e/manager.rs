@@ -222,7 +222,8 @@ fn a_stuck_broker_feeds_no_watchdog() {
 }
 
 fn what_a_manager_told_the_broker_no_process_of_its_own_learns() {
-    let setup = Setup::new().variable("WATCHDOG_USEC", "30000000").variable("LISTEN_FDNAMES", "a");
+    let setup = Setup::new().variable("WATCHDOG_USEC", "30000000").variable("LISTEN_PID", "1");
+    let setup = setup.variable("LISTEN_FDS", "1").variable("LISTEN_FDNAMES", "of-another:process");
     let (_manager, setup) = Manager::of(setup);
     let broker = setup.service(&Service::fake("x", &[])).start();
     let of_the_manager = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];

@@ -32,11 +32,16 @@ impl Inherited {
     /// Takes what was passed to this process, and clears the variables that tell of it. Must be called before there is a
     /// thread; what is taken is closed at an exec.
     pub(super) fn take() -> io::Result<Self> {
+        // What was passed to whoever started this process, and was left in the environment, is none of ours.
+        let is_ours = std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
         // SAFETY: there is no other thread that could read the environment.
         let passed = unsafe { sd_notify::listen_fds_with_names_and_unset_env() };
         // SAFETY: as above.
         unsafe { std::env::remove_var("LISTEN_PIDFDID") };
         let mut inherited = Self::default();
+        if !is_ours {
+            return Ok(inherited);
+        }
         for (number, name) in passed? {
             // SAFETY: the variables said that it was passed to this very process, and they are gone, so nobody takes it
             // a second time.
