@@ -11,6 +11,7 @@ mod daemon;
 mod documents;
 mod failpoint;
 mod journal;
+mod journald;
 mod net;
 mod process;
 mod reaper;

@@ -89,10 +89,11 @@ impl std::str::FromStr for IdleExit {
 /// The broker's own log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Log {
-    pub(crate) format: LogFormat,
+    /// `None` is the journal where stderr is a stream of it and no folder is named, and text elsewhere.
+    pub(crate) format: Option<LogFormat>,
     /// A filter of `tracing-subscriber`, valid.
     pub(crate) level: String,
-    /// Where the rolling file is; `None` is stderr.
+    /// Where the rolling file is; `None` is stderr, or the journal.
     pub(crate) directory: Option<PathBuf>,
     /// How many files are kept.
     pub(crate) keep: usize,
@@ -105,10 +106,12 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+    /// Entries of the journal of systemd, with fields.
+    Journal,
 }
 
 impl LogFormat {
-    const WORDS: [(&str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
+    const WORDS: [(&str, Self); 3] = [("text", Self::Text), ("json", Self::Json), ("journal", Self::Journal)];
 }
 
 /// Limits on what peers can make grow. None is zero.
@@ -194,11 +197,14 @@ impl Config {
             ([], None) => surroundings.services_dir().into_iter().collect(),
             (given, _) => given.iter().map(|path| absolute("--services", path)).collect::<Result<_, _>>()?,
         };
-        let log = Log {
-            format: options.log_format.unwrap_or(settings.log.format),
-            directory: settings.log.directory.or_else(|| options.detach.then(|| state_dir.join(LOG_FOLDER))),
-            ..settings.log
+        let format = options.log_format.or(settings.log.format);
+        let directory = match format {
+            Some(LogFormat::Journal) => None,
+            None | Some(LogFormat::Text | LogFormat::Json) => {
+                settings.log.directory.or_else(|| options.detach.then(|| state_dir.join(LOG_FOLDER)))
+            }
         };
+        let log = Log { format, directory, ..settings.log };
         let processes = Processes {
             is_shared: settings.processes.store.is_some(),
             store: settings.processes.store.unwrap_or_else(|| state_dir.join(PROCESSES_FOLDER)),
@@ -300,13 +306,13 @@ mod tests {
     fn the_command_line_goes_over_the_file_which_goes_over_the_defaults() {
         let content = "socket = \"/file.sock\"\nstate_dir = \"/file\"\nservices = [\"/s\"]\n[log]\nformat = \"json\"";
         let config = with_file(content, Options::default()).expect("valid");
-        assert_eq!((config.socket.as_path(), config.log.format), (Path::new("/file.sock"), LogFormat::Json));
+        assert_eq!((config.socket.as_path(), config.log.format), (Path::new("/file.sock"), Some(LogFormat::Json)));
         assert_eq!(config.services, [Path::new("/s")]);
 
         let options =
             Options { services: vec!["/a".into(), "/b".into()], log_format: Some(LogFormat::Text), ..sufficient() };
         let config = with_file(content, options).expect("valid");
-        assert_eq!((config.socket.as_path(), config.log.format), (Path::new("/run/b.sock"), LogFormat::Text));
+        assert_eq!((config.socket.as_path(), config.log.format), (Path::new("/run/b.sock"), Some(LogFormat::Text)));
         assert_eq!(config.state_dir, Path::new("/var/b"));
         assert_eq!(config.services, [Path::new("/a"), Path::new("/b")]);
     }
@@ -327,7 +333,9 @@ mod tests {
         let detached = Options { detach: true, ..sufficient() };
         let directory = |content, options| with_file(content, options).expect("valid").log.directory;
         assert_eq!(directory("", detached.clone()).as_deref(), Some(Path::new("/var/b/log")));
-        assert_eq!(directory("[log]\ndirectory = \"/l\"", detached).as_deref(), Some(Path::new("/l")));
+        assert_eq!(directory("[log]\ndirectory = \"/l\"", detached.clone()).as_deref(), Some(Path::new("/l")));
+        let journal = Options { log_format: Some(LogFormat::Journal), ..detached };
+        assert_eq!(directory("[log]\ndirectory = \"/l\"", journal), None, "the command line goes over the file");
         assert_eq!(directory("", sufficient()), None);
     }
 

@@ -85,6 +85,13 @@ fn build(document: &Document<'_>) -> Settings {
     let limit = |key, default| limits.get_or(key, values::number(1..=LIMIT_MAX), default);
     let processes = document.table("[processes]");
     let services = top.list("services", values::absolute_path);
+    let format = log.get("format", values::one_of(&LogFormat::WORDS));
+    let directory = log.get("directory", values::absolute_path);
+    if let (Some(format), Some(directory)) = (&format, &directory)
+        && format.value == LogFormat::Journal
+    {
+        document.error(&directory.place, "the journal is in no folder of ours: leave it out, or `format`");
+    }
     Settings {
         socket: top.get("socket", values::socket_path).map(|socket| socket.value),
         socket_group: top.get("socket_group", values::group).map(|group| group.value),
@@ -92,9 +99,9 @@ fn build(document: &Document<'_>) -> Settings {
         services: services.map(|list| list.value.into_iter().map(|directory| directory.value).collect()),
         idle_exit: top.get_or("idle_exit", idle_exit, IdleExit(None)),
         log: Log {
-            format: log.get_or("format", values::one_of(&LogFormat::WORDS), LogFormat::Text),
+            format: format.map(|format| format.value),
             level: log.get_or("level", level, LOG_LEVEL.to_owned()),
-            directory: log.get("directory", values::absolute_path).map(|directory| directory.value),
+            directory: directory.map(|directory| directory.value),
             keep: log.get_or("keep", values::number(1..=LIMIT_MAX), LOG_KEEP),
         },
         limits: Limits {
@@ -204,7 +211,7 @@ mod tests {
             services: Some(vec!["/etc/b".into(), "/usr/share/b".into()]),
             idle_exit: IdleExit(Some(Duration::from_secs(600))),
             log: Log {
-                format: LogFormat::Json,
+                format: Some(LogFormat::Json),
                 level: "warn,broker=debug".to_owned(),
                 directory: Some("/var/log/b".into()),
                 keep: 3,
@@ -245,13 +252,19 @@ broker.toml:2:10: `socket`: `broker.sock` is not an absolute path
 broker.toml:3:16: `socket_group`: there is no group `no-such-group` on this machine
 broker.toml:4:1: unknown key `sevices` at the top of the file, did you mean `services`?
 broker.toml:5:1: unknown key `backends` at the top of the file, it belongs in [limits]
-broker.toml:7:10: `format` in [log]: expected `text` or `json`, found `jsno`, did you mean `json`?
+broker.toml:7:10: `format` in [log]: expected `text`, `json` or `journal`, found `jsno`, did you mean `json`?
 broker.toml:8:9: `level` in [log]: expected `off`, `error`, `warn`, `info`, `debug` or `trace`, found `inof`, did you mean `info`? (a module is written module=level)
 broker.toml:9:8: `keep` in [log]: expected a whole number from 1 to 4194304, found the number `0`
 broker.toml:11:12: `backends` in [limits]: expected a whole number from 1 to 4194304, found the number `-1`
 broker.toml:12:25: `first_message_timeout` in [limits]: `5` has no unit: write "5s" or "5ms"
 broker.toml:13:2: unknown table `[limit]`, did you mean `[limits]`?
 "#);
+    }
+
+    #[test]
+    fn the_journal_is_in_no_folder() {
+        assert_eq!(problems("[log]\nformat = \"journal\""), "");
+        insta::assert_snapshot!(problems("[log]\nformat = \"journal\"\ndirectory = \"/l\""), @"broker.toml:3:13: `directory` in [log]: the journal is in no folder of ours: leave it out, or `format`");
     }
 
     #[test]

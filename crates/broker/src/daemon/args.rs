@@ -8,8 +8,8 @@ use crate::config::{IdleExit, LogFormat, Options};
 
 /// Starts and shares backends for the clients of its Unix socket.
 ///
-/// It runs in the foreground unless told to detach, logs to stderr unless the configuration names a folder, and says that
-/// it is ready by sd_notify once it accepts.
+/// It runs in the foreground unless told to detach, logs to stderr (to the journal under systemd) unless the configuration
+/// names a folder, and says that it is ready by sd_notify once it accepts.
 #[derive(Debug, Parser)]
 #[command(name = "brokerd", version, after_help = EXAMPLES)]
 pub(super) struct Args {
@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// Folder for what outlives a start [default: /var/lib/broker, or $XDG_STATE_HOME/broker for a user]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// How the log is written
+    /// How the log is written [default: journal under systemd, else text]
     #[arg(long, value_name = "FORMAT", value_enum)]
     log_format: Option<LogFormat>,
     /// Leave when nobody has used the broker for this long, such as 10m [default: never]

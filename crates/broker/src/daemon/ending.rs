@@ -113,7 +113,7 @@ impl Driver {
         running.looks = 0;
         let group = identity::stat(survivor.pid).ok().flatten().map_or(survivor.pid, |s| s.group);
         tracing::info!(
-            generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), evidence = ?survivor.evidence,
+            backend = %running.start.key, generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), evidence = ?survivor.evidence,
             "the daemon forked away"
         );
         mains.insert(survivor.pid);
@@ -121,7 +121,7 @@ impl Driver {
         if let Err(error) = kernel::reap(&running.main.pidfd)
             && !running.is_adopted
         {
-            tracing::warn!(%error, "a launcher cannot be reaped");
+            tracing::warn!(backend = %running.start.key, generation, %error, "a launcher cannot be reaped");
         }
         running.known.push(launcher);
         running.known.extend(found.map(|other| other.pid));
@@ -142,13 +142,15 @@ impl Driver {
         let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
         let main = running.main.pid;
         running.tree = Tree::snapshot(main).unwrap_or_else(|error| {
-            tracing::warn!(%error, pid = main.as_raw(), "cannot look at the descendants of a process");
+            tracing::warn!(
+                backend = %running.start.key, generation, %error, pid = main.as_raw(),
+                "cannot look at the descendants of a process"
+            );
             Tree::default()
         });
         let stop_signal = running.definition.lifecycle.stop_signal;
-        if let Some((key, _)) = self.registry.get(id) {
-            tracing::info!(backend = %key, generation, signal = stop_signal.as_str(), "stopping");
-        }
+        let backend = &running.start.key;
+        tracing::info!(%backend, generation, signal = stop_signal.as_str(), "stopping");
         failpoint::reached("before-terminate");
         // An adopted one is nobody's zombie here once it has ended, and its number anybody's; and it may have made itself
         // another group since it was found.
@@ -159,7 +161,7 @@ impl Driver {
             }
         }
         if let Err(error) = signal(running.main.group, stop_signal) {
-            tracing::warn!(%error, pid = main.as_raw(), "cannot signal a process group");
+            tracing::warn!(%backend, generation, %error, pid = main.as_raw(), "cannot signal a process group");
             let _ = kernel::pidfd_signal(running.main.pidfd.as_fd(), stop_signal);
         }
         failpoint::reached("after-terminate");

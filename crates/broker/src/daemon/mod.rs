@@ -153,7 +153,11 @@ fn print_chain(error: &dyn std::error::Error) {
         }
         cause = error.source();
     }
-    anstream::eprintln!("{text}");
+    // The journal takes a line for an error that says so, sd-daemon(3).
+    let level = if log::stderr_is_journal() { "<3>" } else { "" };
+    for line in text.lines() {
+        anstream::eprintln!("{level}{line}");
+    }
 }
 
 /// Runs the broker here, or in the background; then the launching process returns as soon as the broker serves.

@@ -190,7 +190,8 @@ impl Driver {
         };
         let (ready, obstacle) = match result {
             endpoint::Probe::Ready { pid } => {
-                tracing::debug!(generation, endpoint = %running.endpoint, listener = ?pid, "serves");
+                let backend = &running.start.key;
+                tracing::debug!(%backend, generation, endpoint = %running.endpoint, listener = ?pid, "serves");
                 (true, None)
             }
             endpoint::Probe::NotYet => (false, None),

@@ -84,7 +84,8 @@ pub(super) fn watch_notify(driver: Handle, id: BackendId, generation: u64, socke
                     let Some(driver) = driver.upgrade() else { return };
                     let mut driver = driver.borrow_mut();
                     if !driver.may_speak(id, generation, message.sender) {
-                        tracing::warn!(generation, sender = ?message.sender, "a stranger wrote to a notify socket");
+                        let backend = driver.registry.get(id).map(|(key, _)| tracing::field::display(key));
+                        tracing::warn!(backend, generation, sender = ?message.sender, "a stranger wrote to a notify socket");
                         continue;
                     }
                     let status = message.status.map(Word::Status);
