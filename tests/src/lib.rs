@@ -20,7 +20,7 @@ pub use broker::Broker;
 pub use command::{Output, Running};
 pub use dial::Connection;
 pub use leftovers::{end_processes, process_exists, processes_mentioning};
-pub use machine::{Machine, machine_hindrance};
+pub use machine::{Machine, User, machine_hindrance};
 pub use programs::{fake_backend, find_program, sibling};
 pub use service::Service;
 pub use session::{Answer, Session};

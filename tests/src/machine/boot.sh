@@ -57,7 +57,8 @@ mount -t sysfs sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -o remount,bind,ro sys
 
-# What the host has enabled is not for here, and neither are its logins.
+# What the host has enabled is not for here, neither are its logins, and its packages may start what they bring.
+rm -f usr/sbin/policy-rc.d
 rm -rf etc/systemd/system/*.wants etc/systemd/system/*.requires etc/systemd/user/*.wants
 for unit in getty.target systemd-logind.service systemd-networkd.service systemd-resolved.service remote-fs.target; do
   ln -sf /dev/null "etc/systemd/system/$unit"

@@ -90,8 +90,8 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Writes a file that everybody may read, and the folders that it takes.
-pub(super) fn write(path: &Path, text: &str) {
+pub(super) fn write(path: &Path, content: impl AsRef<[u8]>) {
     fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a folder can be made");
-    fs::write(path, text).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+    fs::write(path, content).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("own files can be changed");
 }

@@ -7,7 +7,9 @@ mod boot;
 mod cgroup;
 mod files;
 mod looks;
+mod user;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{fs, thread};
@@ -17,6 +19,7 @@ use serde_json::Value;
 
 use self::boot::Namespaces;
 pub use self::boot::hindrance as machine_hindrance;
+pub use self::user::User;
 use crate::command::{Output, Running};
 use crate::dial::Connection;
 use crate::service::Service;
@@ -52,7 +55,19 @@ impl Machine {
         machine
     }
 
-    /// A machine that has never heard of the broker, but for its sources and what was built of them, in [`Self::SOURCES`].
+    /// A machine that has never heard of the broker.
+    ///
+    /// # Panics
+    /// It does not come up.
+    #[track_caller]
+    #[must_use]
+    pub fn bare() -> Self {
+        let machine = Self { namespaces: Namespaces::boot(files::without_broker) };
+        machine.ready();
+        machine
+    }
+
+    /// The same, but for the broker's sources and what was built of them, in [`Self::SOURCES`].
     ///
     /// # Panics
     /// It does not come up.
@@ -68,7 +83,9 @@ impl Machine {
     pub const SOURCES: &'static str = files::SOURCES;
 
     fn ready(&self) {
-        fs::create_dir(self.path(NOTES)).expect("a new /run is empty");
+        let notes = self.path(NOTES);
+        fs::create_dir(&notes).expect("a new /run is empty");
+        fs::set_permissions(notes, fs::Permissions::from_mode(0o777)).expect("an own folder");
     }
 
     /// A command that runs inside as root, in `/`; it is killed if whoever started it gives it up.
@@ -128,8 +145,8 @@ impl Machine {
     /// # Panics
     /// It cannot be written.
     #[track_caller]
-    pub fn write(&self, inside: &str, text: &str) {
-        files::write(&self.path(inside), text);
+    pub fn write(&self, inside: &str, content: impl AsRef<[u8]>) {
+        files::write(&self.path(inside), content);
     }
 
     /// Reads a file inside.

@@ -10,7 +10,7 @@ trials![
 ];
 
 /// All that is installed below the prefix.
-const INSTALLED: &[&str] = &[
+pub(crate) const INSTALLED: &[&str] = &[
     "bin/brokerctl",
     "bin/brokerd",
     "lib/systemd/system/brokerd-backends.service",

@@ -3,19 +3,32 @@
 //! Each module is one theme. Where no machine can be booted, every trial is reported as ignored, with the reason.
 
 mod installing;
+mod packaging;
 mod units;
+mod users;
 
 use std::process::ExitCode;
+
+use broker_tests::{machine_hindrance, skipped, trial};
 
 /// Machines at a time.
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    let modules = [installing::TRIALS, units::TRIALS];
-    let hindrance = broker_tests::machine_hindrance();
-    let trials = modules.into_iter().flatten().map(|&(name, test)| match &hindrance {
-        Some(reason) => broker_tests::skipped(name, reason),
-        None => broker_tests::trial(name, test),
-    });
-    broker_tests::run_at_once(THREADS, trials.collect()).exit_code()
+    let machines = machine_hindrance();
+    let modules = [
+        (packaging::TRIALS, packaging::hindrance()),
+        (installing::TRIALS, None),
+        (users::TRIALS, None),
+        (units::TRIALS, None),
+    ];
+    let mut trials = Vec::new();
+    for (module, hindrance) in modules {
+        let hindrance = machines.clone().or(hindrance);
+        trials.extend(module.iter().map(|&(name, test)| match &hindrance {
+            Some(reason) => skipped(name, reason),
+            None => trial(name, test),
+        }));
+    }
+    broker_tests::run_at_once(THREADS, trials).exit_code()
 }

@@ -1,0 +1,2 @@
+# Completion of brokerctl, as the installed one has it.
+eval "$(brokerctl completions bash)"

@@ -1,0 +1,2 @@
+# Completion of brokerctl, as the installed one has it.
+brokerctl completions fish | source

@@ -1,0 +1,116 @@
+//! The Debian package: made of what was built, installed, upgraded, removed and purged.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use broker_tests::{Machine, Output, Running, Service, find_program, sibling, trials};
+
+use crate::installing::INSTALLED;
+
+trials![
+    an_upgrade_replaces_the_broker_under_a_running_backend,
+    a_removal_keeps_what_a_purge_forgets,
+    the_package_has_what_the_install_command_installs,
+];
+
+/// Where the package lies in a machine.
+const PACKAGE: &str = "/var/cache/broker.deb";
+
+/// Why these trials cannot run here, if so.
+pub(crate) fn hindrance() -> Option<String> {
+    if find_program("cargo-deb").is_none() {
+        Some("cargo-deb is not installed".to_owned())
+    } else if find_program("dpkg").is_none() || !Path::new("/var/lib/dpkg/status").is_file() {
+        Some("this is no Debian".to_owned())
+    } else {
+        None
+    }
+}
+
+/// The package, made once for all trials.
+fn package() -> &'static [u8] {
+    static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    PACKAGE.get_or_init(|| {
+        // As if these programs were a release: what they were built as makes no difference here.
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let release = folder.path().join("release");
+        fs::create_dir(&release).expect("a new folder is empty");
+        for program in ["brokerd", "brokerctl"] {
+            symlink(sibling(program), release.join(program)).expect("a new folder is empty");
+        }
+        let mut command = Command::new(find_program("cargo-deb").expect("found before"));
+        command.args(["--no-build", "--fast", "--quiet", "--manifest-path"]);
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/broker/Cargo.toml"));
+        command.arg("--output").arg(folder.path().join("broker.deb"));
+        command.env("CARGO_TARGET_DIR", folder.path()).env("CARGO_NET_OFFLINE", "true").stdin(Stdio::null());
+        let _ = Running::start(&mut command).finish().done();
+        fs::read(folder.path().join("broker.deb")).expect("it was made")
+    })
+}
+
+fn dpkg(machine: &Machine, arguments: &[&str]) -> Output {
+    machine.run(&[&["env", "DEBIAN_FRONTEND=noninteractive", "dpkg"], arguments].concat()).done()
+}
+
+/// A machine on which the package was installed.
+fn installed() -> Machine {
+    let machine = Machine::bare();
+    machine.write(PACKAGE, package());
+    let _ = dpkg(&machine, &["--install", PACKAGE]);
+    for unit in ["brokerd.socket", "brokerd.service"] {
+        assert_eq!(machine.property(unit, "ActiveState"), "active", "{unit}");
+        assert_eq!(machine.property(unit, "UnitFileState"), "enabled", "{unit}");
+    }
+    machine.service(&Service::fake("x", &[]));
+    let _ = machine.ctl(&["reload"]).done();
+    machine
+}
+
+fn an_upgrade_replaces_the_broker_under_a_running_backend() {
+    let machine = installed();
+    // Until backends live outside the broker's own cgroup.
+    machine.drop_in("brokerd.service", "[Service]\nKillMode=process\n");
+    let _ = machine.run(&["getent", "group", "broker", "broker-admin"]).done();
+    let backend = machine.resolve("x");
+    let pids = || ["brokerd.service", "brokerd-backends.service"].map(|unit| machine.main_pid(unit));
+    let [broker, keeper] = pids();
+    // For dpkg one more time is an upgrade like any other.
+    let _ = dpkg(&machine, &["--install", PACKAGE]);
+    let [new_broker, same_keeper] = pids();
+    assert!(new_broker != broker && new_broker != 0, "the new broker runs");
+    assert_eq!(same_keeper, keeper, "the place of the backends is not touched");
+    let after = machine.resolve("x");
+    assert_eq!((&after["pid"], &after["generation"]), (&backend["pid"], &backend["generation"]));
+
+    machine.systemctl(&["disable", "--now", "brokerd.socket", "brokerd.service"]);
+    let _ = dpkg(&machine, &["--install", PACKAGE]);
+    assert_eq!(machine.property("brokerd.service", "ActiveState"), "inactive", "what is off stays off");
+    assert_eq!(machine.property("brokerd.service", "UnitFileState"), "disabled");
+}
+
+fn a_removal_keeps_what_a_purge_forgets() {
+    let machine = installed();
+    let backend = machine.resolve("x")["pid"].as_u64().expect("a number");
+    let _ = dpkg(&machine, &["--remove", "broker"]);
+    assert!(!machine.process_exists(backend), "the backends end with the broker");
+    assert_eq!(machine.property("brokerd.service", "LoadState"), "not-found");
+    assert!(machine.exists("/etc/broker/services.d/x.toml") && machine.exists("/var/lib/broker/journal.db"));
+    let _ = dpkg(&machine, &["--purge", "broker"]);
+    let left = "find /etc /run /usr/lib /var/lib -name 'broker*' -not -path '/var/lib/dpkg/*'";
+    assert_eq!(machine.shell(left).done().stdout, "");
+}
+
+fn the_package_has_what_the_install_command_installs() {
+    let machine = Machine::bare();
+    machine.write(PACKAGE, package());
+    let listed = machine.run(&["dpkg-deb", "--contents", PACKAGE]).done().stdout;
+    let packaged = |path: &str| listed.lines().any(|line| line.ends_with(&format!(" ./usr/{path}")));
+    // Debian has a place of its own for completions of zsh, and for the licence.
+    let own = |path: &&&str| !path.contains("/zsh/") && !path.contains("/LICENSE");
+    let missing: Vec<_> = INSTALLED.iter().filter(own).filter(|path| !packaged(path)).collect();
+    assert!(missing.is_empty(), "{missing:?} are not in the package:\n{listed}");
+    assert!(packaged("share/zsh/vendor-completions/_brokerctl") && packaged("share/doc/broker/copyright"), "{listed}");
+}
