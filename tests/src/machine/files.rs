@@ -27,6 +27,7 @@ pub(super) const SOURCES: &str = "/usr/src/broker";
 /// What of the workspace is installed besides the programs.
 const INSTALLED: &[&str] = &[
     "systemd",
+    "packaging/completions",
     "examples/services",
     "README.md",
     "CHANGELOG.md",
