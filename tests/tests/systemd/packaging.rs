@@ -101,8 +101,9 @@ fn a_removal_keeps_what_a_purge_forgets() {
     assert_eq!(machine.property("brokerd.service", "LoadState"), "not-found");
     assert!(machine.exists("/etc/broker/services.d/x.toml") && machine.exists("/var/lib/broker/journal.db"));
     let _ = dpkg(&machine, &["--purge", "broker"]);
-    let left = "find /etc /run /usr/lib /var/lib -name 'broker*' -not -path '/var/lib/dpkg/*'";
-    assert_eq!(machine.shell(left).done().stdout, "");
+    let places = "/etc /run /var/lib /usr/lib/systemd /usr/lib/sysusers.d /usr/lib/tmpfiles.d";
+    let find = format!("find {places} -name 'broker*' -not -path '/var/lib/dpkg/*'");
+    assert_eq!(machine.shell(&find).done().stdout, "");
 }
 
 fn the_package_has_what_the_install_command_installs() {
