@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::cgroups;
 use crate::command::{Output, Running};
 use crate::dial::Connection;
 use crate::leftovers::processes_mentioning;
@@ -339,11 +340,20 @@ impl Broker {
     }
 
     fn kill_leftovers(&self) -> Result<(), String> {
-        let left = processes_mentioning(self.folder());
+        let mut left = processes_mentioning(self.folder());
+        let place = cgroups::place(&self.path("state"));
+        // Some have nothing in them that names the folder.
+        let hidden =
+            place.iter().flat_map(|place| cgroups::members(place)).filter(|pid| !left.iter().any(|(p, _)| p == pid));
+        let hidden: Vec<_> = hidden.map(|pid| (pid, "in a cgroup of the broker".to_owned())).collect();
+        left.extend(hidden);
         for (pid, _) in &left {
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
         wait_until("killed processes are gone", || processes_mentioning(self.folder()).is_empty());
+        if let Some(place) = place {
+            wait_until("the broker's cgroups are removed", || cgroups::remove(&place).is_ok());
+        }
         if left.is_empty() || self.may_leave_processes { Ok(()) } else { Err(format!("processes were left: {left:?}")) }
     }
 }

@@ -5,6 +5,7 @@
 //! Nothing here waits for a time: it waits for a state, with one generous bound ([`BOUND`]).
 
 mod broker;
+mod cgroups;
 mod command;
 mod deaths;
 mod dial;
@@ -17,6 +18,7 @@ mod setup;
 mod wait;
 
 pub use broker::Broker;
+pub use cgroups::{cgroup_hindrance, cgroup_of, members as cgroup_members, own_cgroup};
 pub use command::{Output, Running};
 pub use dial::Connection;
 pub use leftovers::{end_processes, process_exists, processes_mentioning};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::cgroups::{own_cgroup, remove};
 use crate::wait::BOUND;
 
 const PAUSE: Duration = Duration::from_millis(2);
@@ -19,7 +20,7 @@ pub(super) struct Cgroup {
 impl Cgroup {
     /// Makes one below our own, with as many controllers as may be handed on.
     pub(super) fn new(name: &str) -> io::Result<Self> {
-        let own = own().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup2 is mounted"))?;
+        let own = own_cgroup().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup2 is mounted"))?;
         // Where we are not at the root, our own presence forbids it: then the machine has no controllers.
         for controller in fs::read_to_string(own.join("cgroup.controllers"))?.split_whitespace() {
             let _ = fs::write(own.join("cgroup.subtree_control"), format!("+{controller}"));
@@ -50,27 +51,6 @@ impl Drop for Cgroup {
         while self.is_populated() && began.elapsed() < BOUND {
             thread::sleep(PAUSE);
         }
-        remove(&self.path);
+        let _ = remove(&self.path);
     }
-}
-
-/// Removes a cgroup and those below it; files in them are the kernel's.
-fn remove(cgroup: &Path) {
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path());
-        }
-    }
-    let _ = fs::remove_dir(cgroup);
-}
-
-/// Where our own cgroup is in the unified hierarchy, wherever that is mounted.
-fn own() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
-    let mut fields = mount.split(' ').skip(3);
-    let (root, point) = (fields.next()?, fields.next()?);
-    let cgroups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some(Path::new(point).join(Path::new(own).strip_prefix(root).ok()?))
 }

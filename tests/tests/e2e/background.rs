@@ -297,9 +297,8 @@ fn an_end_without_a_word_is_told() {
 fn it_logs_to_a_file() {
     let background = Background::new();
     let _ = Running::start(background.launcher().args(["--log-format", "json"])).finish().done();
-    wait_until("it has logged", || background.log("state/log").contains('\n'));
-    let log = background.log("state/log");
-    let ready: Value = serde_json::from_str(log.lines().next().expect("a line")).expect("JSON");
+    let ready = || background.log("state/log").lines().find(|line| line.contains("\"ready\"")).map(str::to_owned);
+    let ready: Value = serde_json::from_str(&wait_for("it has logged", ready)).expect("JSON");
     assert_eq!((&ready["message"], &ready["pid"]), (&"ready".into(), &background.pid().into()));
     for (path, mode) in [("state", 0o700), ("state/log", 0o700), ("run", 0o700)] {
         let metadata = fs::metadata(background.path(path)).expect("made by the broker");

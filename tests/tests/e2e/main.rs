@@ -9,6 +9,7 @@ mod autostart;
 mod background;
 mod blocking;
 mod bridging;
+mod cgroups;
 mod doubts;
 mod ends;
 mod events;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         (namespaces::in_python::TRIALS, namespaces::in_python::hindrance()),
         (access::TRIALS, access::hindrance()),
         (activation::TRIALS, activation::hindrance()),
+        (cgroups::TRIALS, broker_tests::cgroup_hindrance()),
         (adoption::full::TRIALS, adoption::full::hindrance()),
     ];
     let others = modules.into_iter().map(|module| (module, None));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
-use super::{IdleExit, Limits, Log, LogFormat};
+use super::{Cgroups, IdleExit, Limits, Log, LogFormat};
 use crate::services::Problem;
 use crate::services::problem::quoted;
 use crate::services::reader::{self, Document, Schema};
@@ -16,7 +16,7 @@ use crate::services::values;
 
 /// All keys of `broker.toml`.
 const SCHEMA: Schema = &[
-    ("", &["socket", "socket_group", "state_dir", "services", "idle_exit", "log", "limits", "processes"]),
+    ("", &["socket", "socket_group", "state_dir", "services", "idle_exit", "cgroups", "log", "limits", "processes"]),
     ("[log]", &["format", "level", "directory", "keep"]),
     ("[limits]", &["backends", "waiters_per_backend", "sessions_per_user", "first_message_timeout"]),
     ("[processes]", &["store", "lease", "concurrent"]),
@@ -59,6 +59,7 @@ pub(crate) struct Settings {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) services: Option<Vec<PathBuf>>,
     pub(crate) idle_exit: IdleExit,
+    pub(crate) cgroups: Cgroups,
     pub(crate) log: Log,
     pub(crate) limits: Limits,
     pub(crate) processes: ProcessSettings,
@@ -98,6 +99,7 @@ fn build(document: &Document<'_>) -> Settings {
         state_dir: top.get("state_dir", values::absolute_path).map(|directory| directory.value),
         services: services.map(|list| list.value.into_iter().map(|directory| directory.value).collect()),
         idle_exit: top.get_or("idle_exit", idle_exit, IdleExit(None)),
+        cgroups: top.get_or("cgroups", values::one_of(&Cgroups::WORDS), Cgroups::Auto),
         log: Log {
             format: format.map(|format| format.value),
             level: log.get_or("level", level, LOG_LEVEL.to_owned()),
@@ -175,6 +177,7 @@ mod tests {
         let settings = settings.expect("valid");
         assert_eq!((settings.socket, settings.socket_group, settings.state_dir, settings.services), Default::default());
         assert_eq!((settings.idle_exit, settings.log.level.as_str()), (IdleExit(None), "info"));
+        assert_eq!(settings.cgroups, Cgroups::Auto);
         assert_eq!(settings.limits.sessions_per_user, 8192);
         assert_eq!((settings.processes.store, settings.processes.lease), (None, LEASE));
     }
@@ -187,6 +190,7 @@ mod tests {
             state_dir = "/var/lib/b"
             services = ["/etc/b", "/usr/share/b"]
             idle_exit = "10m"
+            cgroups = "off"
             [log]
             format = "json"
             level = "warn,broker=debug"
@@ -210,6 +214,7 @@ mod tests {
             state_dir: Some("/var/lib/b".into()),
             services: Some(vec!["/etc/b".into(), "/usr/share/b".into()]),
             idle_exit: IdleExit(Some(Duration::from_secs(600))),
+            cgroups: Cgroups::Off,
             log: Log {
                 format: Some(LogFormat::Json),
                 level: "warn,broker=debug".to_owned(),

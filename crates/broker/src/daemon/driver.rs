@@ -12,6 +12,7 @@ use interprocess::os::unix::uds_local_socket::tokio::Listener;
 use tokio::sync::{Notify, mpsc};
 
 use super::admin::Batch;
+use super::cgroups::Cgroups;
 use super::clock::{Timer, now};
 use super::events::Events;
 use super::hosted::Hosted;
@@ -69,6 +70,7 @@ pub(super) struct Driver {
     pub(super) uid: u32,
     pub(super) nofile_soft: Option<u64>,
     pub(super) places: Places,
+    pub(super) cgroups: Cgroups,
     pub(super) catalog: Catalog,
     pub(super) registry: Registry,
     pub(super) hosted: HashMap<BackendId, Hosted>,
@@ -124,6 +126,7 @@ pub(super) struct Parts {
     pub(super) config: Config,
     pub(super) nofile_soft: Option<u64>,
     pub(super) places: Places,
+    pub(super) cgroups: Cgroups,
     pub(super) catalog: Catalog,
     pub(super) watches: Watches,
     pub(super) timer: Rc<Timer>,
@@ -137,7 +140,7 @@ pub(super) struct Parts {
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Shared {
-        let Parts { config, nofile_soft, places, catalog, watches, timer, listeners, manager, .. } = parts;
+        let Parts { config, nofile_soft, places, cgroups, catalog, watches, timer, listeners, manager, .. } = parts;
         let Parts { processes, reports, journal, here, .. } = parts;
         let began = now();
         let idle_exit = IdleExit::new(began, config.idle_exit);
@@ -147,6 +150,7 @@ impl Driver {
                 uid: nix::unistd::getuid().as_raw(),
                 nofile_soft,
                 places,
+                cgroups,
                 catalog,
                 registry: Registry::new(config.limits.backends),
                 config,

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use super::clock::now;
 use super::driver::Driver;
 use super::hosted::{Main, Running};
+use super::ledger::Start;
 use super::perform::connect;
 use super::sweep::judge::{Was, daemon_left_by};
 use super::work::{self, Ending, Finished, Report};
@@ -31,6 +32,9 @@ const LOOKS_MAX: u32 = 500;
 /// How often the daemon is looked for that an adopted process has become, a millisecond and a look at every process
 /// apart: whether somebody is just ending cannot be seen of those who are no children of ours.
 const LOOKS_FOR_HEIRS: u32 = 20;
+
+/// How often it is looked, a millisecond apart, whether what was killed was killed with its unit.
+const LOOKS_FOR_UNIT: u32 = 10;
 
 /// What a look at a main process showed.
 pub(super) enum Look {
@@ -98,7 +102,22 @@ impl Driver {
         let survives = (exit.is_success() || exit == Exit::Unknown)
             && !running.survivors.is_empty()
             && (!is_ready || matches!(connect(&running.endpoint), Ok(_) | Err(ConnectError::Busy)));
-        tracing::info!(backend = %key, generation, pid = running.main.pid.as_raw(), survives, "the main process {exit}");
+        let taken_down = !survives && self.cgroups.are_lost_to(&running.facts);
+        // Whoever keeps the unit may be killed together with all that lives there, and end an instant later.
+        if !survives
+            && !taken_down
+            && exit.is_kill()
+            && running.facts.cgroup.is_some()
+            && running.looks < LOOKS_FOR_UNIT
+        {
+            running.looks += 1;
+            return Look::Unsettled;
+        }
+        let pid = running.main.pid.as_raw();
+        tracing::info!(backend = %key, generation, pid, survives, taken_down, "the main process {exit}");
+        if taken_down {
+            return Look::Ended(Event::TakenDown { generation, exit: telling::exit(exit) });
+        }
         Look::Ended(Event::Exited { generation, exit: telling::exit(exit), survivors: survives })
     }
 
@@ -179,7 +198,8 @@ impl Driver {
         };
         let Running { main, facts, tree, log, start, .. } = running;
         let (main, facts, log) = (Some(main), Some(facts), Some(log));
-        self.end_with(id, generation, Ending { main, facts, tree, socket, log, record: start.record });
+        let Start { record, cgroup, .. } = start;
+        self.end_with(id, generation, Ending { main, facts, tree, socket, log, record, cgroup });
     }
 
     /// Ends what is left, on a worker thread.

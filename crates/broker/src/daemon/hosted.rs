@@ -15,6 +15,7 @@ use crate::core::backend::Policies;
 use crate::core::readiness::Pace;
 use crate::core::recovery::Policy;
 use crate::net::notify_socket::NotifySocket;
+use crate::net::ownership;
 use crate::process::forked::Survivor;
 use crate::process::group::Tree;
 use crate::process::spawn::Command;
@@ -89,6 +90,13 @@ pub(super) struct Running {
     /// Ends when the generation does: who listens stops what it does for it.
     pub(super) over: tokio::sync::watch::Sender<()>,
     pub(super) tasks: Vec<Task>,
+}
+
+impl Running {
+    /// Its processes, as far as they are known.
+    pub(super) fn processes(&self) -> ownership::Backend<'_> {
+        ownership::Backend { main: self.main.pid, known: &self.known, cgroup: self.facts.cgroup.as_ref() }
+    }
 }
 
 /// The main process.

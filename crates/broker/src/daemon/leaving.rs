@@ -64,6 +64,7 @@ impl Driver {
                 held.remove();
             }
         }
+        self.cgroups.leave();
         // Only if it is empty: a daemon may have made something there.
         let _ = std::fs::remove_dir(self.places.endpoints());
     }

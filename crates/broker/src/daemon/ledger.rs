@@ -19,6 +19,7 @@ use crate::core::{Timestamp, millis};
 use crate::failpoint;
 use crate::journal::{self, Change};
 use crate::process::boot::boot_id;
+use crate::process::cgroup::Leaf;
 use crate::process::identity::{Identity, pid_number};
 use crate::process::start::StartFacts;
 use crate::services::Definition;
@@ -53,6 +54,9 @@ pub(super) struct Start {
     pub(super) log: Option<PathBuf>,
     pub(super) notify: Option<PathBuf>,
     pub(super) record: Option<PathBuf>,
+    /// The cgroup that it begins in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cgroup: Option<Leaf>,
     /// None before the fork.
     pub(super) process: Option<Process>,
 }

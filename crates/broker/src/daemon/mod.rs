@@ -5,6 +5,7 @@
 
 mod admin;
 mod args;
+mod cgroups;
 mod clock;
 mod deadlines;
 mod detach;
@@ -52,6 +53,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use self::args::Args;
+use self::cgroups::Cgroups;
 use self::clock::Timer;
 use self::detach::{Launcher, Side, detach};
 use self::driver::{Driver, Leave, Parts, Shared};
@@ -225,11 +227,13 @@ async fn serve(
     let watches = Watches::new().map_err(system("watch folders"))?;
     let appearances = watches.readiness();
     let (socket, services) = (config.socket.clone(), catalog.services.len());
+    let cgroups = Cgroups::new(config.cgroups, &config.state_dir);
     let processes = Processes::new(&config, nofile_soft, reports.clone())?;
     let driver = Driver::new(Parts {
         config,
         nofile_soft,
         places,
+        cgroups,
         catalog,
         watches,
         timer: Rc::clone(&timer),

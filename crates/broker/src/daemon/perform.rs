@@ -19,7 +19,6 @@ use crate::core::millis_up;
 use crate::core::registry::BackendId;
 use crate::documents::ready_backend;
 use crate::net::endpoint::{self, ConnectError, Connection};
-use crate::net::ownership;
 use crate::net::sock_diag::{established_tcp, established_unix};
 use crate::process::spawn;
 use crate::services::{self, Resume};
@@ -115,6 +114,7 @@ impl Driver {
             log: None,
             notify: None,
             record: None,
+            cgroup: None,
             process: None,
         };
         let order = Order {
@@ -128,6 +128,7 @@ impl Driver {
             start,
             record: self.places.start(&key, generation),
             journal: self.journal.clone(),
+            cgroups: self.cgroups.clone(),
             key,
         };
         self.launching += 1;
@@ -183,7 +184,7 @@ impl Driver {
             }
             return;
         }
-        let backend = ownership::Backend { main: running.main.pid, known: &running.known };
+        let backend = running.processes();
         let (result, what) = match &running.endpoint {
             Endpoint::Unix { path } => (endpoint::probe_unix(path.as_ref(), backend), path.clone()),
             Endpoint::Tcp { port, .. } => (endpoint::probe_tcp(*port, backend), format!("port {port}")),

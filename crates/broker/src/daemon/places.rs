@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::cgroups::Cgroups;
 use crate::core::registry::BackendKey;
 use crate::net::endpoint::remove_dead_unix;
 use crate::process::leftovers::end_writers;
@@ -26,11 +27,23 @@ pub(super) struct Spared {
     /// Their folders, as they are named below that of all backends.
     pub(super) backends: Vec<PathBuf>,
     pub(super) sockets: HashSet<PathBuf>,
+    /// How the names of their cgroups begin.
+    pub(super) cgroups: Vec<String>,
 }
 
 /// The folder of a backend below that of all backends.
 pub(super) fn folder_of(key: &BackendKey) -> PathBuf {
     [key.instance.as_str(), key.service.as_str(), &key.version.to_string()].iter().collect()
+}
+
+/// One start, as its record is called, and its cgroup.
+pub(super) fn start_name(key: &BackendKey, generation: u64) -> String {
+    format!("{}@{}~{}.{generation}", key.service, key.version, key.instance)
+}
+
+/// Whether a name is that of a start.
+pub(super) fn is_start_name(name: &str) -> bool {
+    name.split_once('@').is_some_and(|(_, rest)| rest.contains('~'))
 }
 
 /// The folders of one broker.
@@ -92,8 +105,7 @@ impl Places {
 
     /// The record of one start. Names are of a bounded length, so it is one of a file.
     pub(super) fn start(&self, key: &BackendKey, generation: u64) -> PathBuf {
-        let name = format!("{}@{}~{}.{generation}", key.service, key.version, key.instance);
-        self.starts().join(name)
+        self.starts().join(start_name(key, generation))
     }
 
     fn of_backend(&self, key: &BackendKey) -> PathBuf {
@@ -101,7 +113,8 @@ impl Places {
     }
 
     /// Ends what an earlier broker left without a record of it, and removes the sockets that nobody serves.
-    pub(super) fn sweep(&self, spared: &Spared) {
+    pub(super) fn sweep(&self, spared: &Spared, cgroups: &Cgroups) {
+        cgroups.sweep(|name| spared.cgroups.iter().any(|begin| name.starts_with(begin)));
         // As the kernel names it.
         if let Ok(backends) = self.state.join("backends").canonicalize() {
             let is_ours = |file: &Path| {

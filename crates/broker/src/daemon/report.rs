@@ -10,6 +10,7 @@ use super::processes;
 use crate::core::backend::Happening;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{millis, millis_up};
+use crate::process::cgroup::Leaf;
 use crate::services::{Catalog, Problem, Severity};
 
 /// A backend's name in parts.
@@ -41,6 +42,7 @@ pub(super) fn status(driver: &Driver) -> Value {
             "problems": driver.catalog.problems.len(),
             "draining": driver.leaving.is_some(),
             "journal": driver.journal_report(),
+            "cgroups": driver.cgroups.report(),
         },
         "backends": backends,
     })
@@ -80,6 +82,7 @@ fn backend(driver: &Driver, id: BackendId) -> Option<Value> {
         "status": view.status,
         "quarantine": view.quarantine,
         "log_path": hosted.log,
+        "cgroup": running.and_then(|r| r.facts.cgroup.as_ref()).map(Leaf::folder),
     });
     extend(&mut value, details);
     Some(value)
@@ -150,6 +153,7 @@ fn backend_event(happening: &Happening, pid: Option<i32>, endpoint: Option<&str>
         Happening::Stopping { why } => ("stopping", json!({ "why": why.as_str() })),
         Happening::Stopped => ("stopped", Value::Null),
         Happening::Finished => ("finished", Value::Null),
+        Happening::TakenDown => ("taken_down", Value::Null),
         Happening::Draining => ("draining", Value::Null),
         Happening::DrainEnded => ("drain_ended", Value::Null),
         Happening::Adopted => ("adopted", json!({ "pid": pid, "endpoint": endpoint })),

@@ -19,7 +19,6 @@ use crate::core::backend::{Event, Ticket, Word};
 use crate::core::registry::BackendId;
 use crate::net::endpoint::{ConnectError, Connection, finish_tcp};
 use crate::net::notify_socket::NotifySocket;
-use crate::net::ownership::Backend;
 use crate::process::exit::peek;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::kernel;
@@ -107,7 +106,7 @@ impl Driver {
     /// private, and its path was told to the daemon alone.
     fn may_speak(&mut self, id: BackendId, generation: u64, sender: Option<nix::unistd::Pid>) -> bool {
         let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return false };
-        let backend = Backend { main: running.main.pid, known: &running.known };
+        let backend = running.processes();
         let is_gone = |pid| matches!(crate::process::identity::stat(pid), Ok(None));
         sender.is_none_or(|pid| backend.includes(pid) || is_gone(pid))
     }
@@ -121,7 +120,7 @@ pub(super) fn watch_probe(
     probe: Spawned,
     mut is_over: watch::Receiver<()>,
 ) {
-    let Spawned { pid, pidfd, dies_with_parent } = probe;
+    let Spawned { pid, pidfd, dies_with_parent, strayed } = probe;
     let pidfd = Arc::new(pidfd);
     spawn_local(async move {
         let obstacle = tokio::select! {
@@ -135,7 +134,7 @@ pub(super) fn watch_probe(
         };
         let Some(driver) = driver.upgrade() else { return };
         let mut driver = driver.borrow_mut();
-        end_probe(&driver.pool, Spawned { pid, pidfd: own(pidfd), dies_with_parent });
+        end_probe(&driver.pool, Spawned { pid, pidfd: own(pidfd), dies_with_parent, strayed });
         driver.dispatch(id, Event::Probed { generation, ready: obstacle.is_none(), obstacle });
     });
 }

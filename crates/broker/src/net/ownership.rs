@@ -7,6 +7,7 @@ use std::io;
 
 use nix::unistd::Pid;
 
+use crate::process::cgroup::Leaf;
 use crate::process::forked::belongs;
 use crate::process::identity;
 
@@ -27,12 +28,14 @@ pub(crate) struct Backend<'a> {
     pub(crate) main: Pid,
     /// Others of the same start: the launcher of a daemon that forked away, even when it is gone; its other survivors.
     pub(crate) known: &'a [Pid],
+    /// The cgroup that nobody else is in.
+    pub(crate) cgroup: Option<&'a Leaf>,
 }
 
 impl Backend<'_> {
     /// Whether the process is part of the backend.
     pub(crate) fn includes(&self, pid: Pid) -> bool {
-        belongs(pid, self.main, self.known)
+        belongs(pid, self.main, self.known) || self.cgroup.is_some_and(|cgroup| cgroup.holds(pid))
     }
 }
 
@@ -103,7 +106,7 @@ mod tests {
                 let spawned = on_worker(command).unwrap();
                 let closed = || fs::read_to_string(&log).unwrap() == "closed\n";
                 wait_for("the script is there", || !script.contains("echo") || closed());
-                let owner = owner(inode, Backend { main: spawned.pid, known: &[] });
+                let owner = owner(inode, Backend { main: spawned.pid, known: &[], cgroup: None });
                 assert!(matches!(owner, Ownership::Ours { pid } if (pid == spawned.pid) != closed()), "{owner:?}");
             }
         });
@@ -115,12 +118,12 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let inode = nix::sys::stat::fstat(&listener).unwrap().st_ino;
             let start = Start::sh("exec sleep 1000");
-            let stranger = owner(inode, Backend { main: start.spawned.pid, known: &[] });
+            let stranger = owner(inode, Backend { main: start.spawned.pid, known: &[], cgroup: None });
             let command = identity::command_name(Pid::this());
             assert_eq!(stranger, Ownership::Stranger { pid: Some(Pid::this()), command });
             drop(listener);
             assert_eq!(any_holder(inode), None);
-            let nobody = owner(inode, Backend { main: start.spawned.pid, known: &[] });
+            let nobody = owner(inode, Backend { main: start.spawned.pid, known: &[], cgroup: None });
             assert_eq!(nobody, Ownership::Stranger { pid: None, command: None });
         });
     }

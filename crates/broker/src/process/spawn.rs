@@ -5,6 +5,7 @@
 //! `PR_SET_PDEATHSIG` is tied to the thread that spawned. What the child does is in `child`.
 
 mod child;
+mod clone;
 mod error;
 mod program;
 #[cfg(test)]
@@ -13,7 +14,7 @@ mod tests;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use self::child::{Context, Step};
+use self::clone::{Stack, clone};
 pub(crate) use self::error::SpawnError;
 pub(crate) use self::program::resolve_program;
 use super::kernel::reap;
@@ -32,9 +34,6 @@ use crate::failpoint;
 /// child holds a descriptor of a freshly installed program for the instant between its fork and its exec.
 const BUSY_RETRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
-
-/// The child's stack while it shares our memory; it calls a dozen functions and no deep ones.
-const STACK_BYTES: usize = 128 * 1024;
 
 /// A listening socket that the program inherits.
 #[derive(Debug, Clone)]
@@ -63,6 +62,8 @@ pub(crate) struct Command {
     pub(crate) die_with_parent: bool,
     /// Where the child writes who it is before it executes the program. If it cannot, the program dies with the broker.
     pub(crate) record: Option<Arc<OwnedFd>>,
+    /// The folder of a cgroup, in which the program begins.
+    pub(crate) cgroup: Option<Arc<OwnedFd>>,
     /// The soft limit of descriptors, if the broker raised its own.
     pub(crate) nofile_soft: Option<u64>,
 }
@@ -74,6 +75,8 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
     /// Whether the kernel kills it with the broker: as it was asked for, or because it could not be recorded.
     pub(crate) dies_with_parent: bool,
+    /// Why it is not in the cgroup that it was to be in.
+    pub(crate) strayed: Option<io::Error>,
 }
 
 /// Starts the program and returns once it is executed. Stdin is `/dev/null`.
@@ -174,6 +177,8 @@ impl Prepared {
             broker: Pid::this().as_raw(),
             die_with_parent: command.die_with_parent,
             record: command.record.as_ref().map_or(-1, |record| record.as_raw_fd()),
+            cgroup: -1,
+            not_in_cgroup: 0,
             kill_broker_before_record: failpoint::is_next("child-before-record"),
             kill_broker_after_record: failpoint::is_next("child-after-record"),
             nofile_soft: command.nofile_soft,
@@ -181,66 +186,16 @@ impl Prepared {
             errno: 0,
         };
         let stack = Stack::new().map_err(|source| SpawnError::prepare("reserve the child's stack", source))?;
-        let mut spawned = clone(&mut context, &stack).map_err(|source| SpawnError::prepare("clone", source))?;
+        let cgroup = command.cgroup.as_deref();
+        let (pid, pidfd) = clone(&mut context, &stack, cgroup.map(AsFd::as_fd))
+            .map_err(|source| SpawnError::prepare("clone", source))?;
         if context.failed == Step::None {
-            spawned.dies_with_parent = context.die_with_parent;
-            return Ok(spawned);
+            let strayed = (context.not_in_cgroup != 0).then(|| io::Error::from_raw_os_error(context.not_in_cgroup));
+            return Ok(Spawned { pid, pidfd, dies_with_parent: context.die_with_parent, strayed });
         }
         // The child reported and is on its way out; nobody but its parent may reap it, so the wait is short.
-        super::kernel::wait_ended(std::os::fd::AsFd::as_fd(&spawned.pidfd), Duration::from_secs(5));
-        let _ = reap(&spawned.pidfd);
+        super::kernel::wait_ended(pidfd.as_fd(), Duration::from_secs(5));
+        let _ = reap(&pidfd);
         Err(SpawnError::in_child(context.failed, Errno::from_raw(context.errno).into(), command))
-    }
-}
-
-/// Clones with every signal blocked, so that no handler of ours runs on the memory shared with the child.
-fn clone(context: &mut Context, stack: &Stack) -> io::Result<Spawned> {
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-    let mut pidfd: libc::c_int = -1;
-    let previous = child::set_signal_mask(u64::MAX);
-    // SAFETY: the stack is ours, writable, large enough and aligned; `CLONE_VFORK` returns only after the child has
-    // left our memory by exec or exit, so the context and all that it points to outlive the child's use; `child::run`
-    // makes async-signal-safe system calls only. `CLONE_PIDFD` stores through the fifth argument.
-    let pid = unsafe { libc::clone(child::run, stack.top(), flags, (&raw mut *context).cast(), &raw mut pidfd) };
-    let pid = Errno::result(pid);
-    child::set_signal_mask(previous);
-    let pid = Pid::from_raw(pid?);
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(Spawned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) }, dies_with_parent: false })
-}
-
-/// Memory for the child's stack, below which a guard page lies.
-struct Stack {
-    base: *mut libc::c_void,
-    bytes: usize,
-}
-
-impl Stack {
-    fn new() -> io::Result<Self> {
-        // SAFETY: sysconf reads a constant.
-        let guard = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-        let bytes = guard + STACK_BYTES;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE;
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no other memory.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let stack = Self { base, bytes };
-        // SAFETY: the page is the lowest of our own mapping, and nothing is stored in it.
-        Errno::result(unsafe { libc::mprotect(base, guard, libc::PROT_NONE) })?;
-        Ok(stack)
-    }
-
-    fn top(&self) -> *mut libc::c_void {
-        // SAFETY: one past the end of the mapping; page-aligned, so aligned for any stack.
-        unsafe { self.base.byte_add(self.bytes) }
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and the child that ran on it is gone (`CLONE_VFORK`).
-        unsafe { libc::munmap(self.base, self.bytes) };
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Leaf;
 use super::identity::{FileId, Identity, Stat};
 use super::kernel::has_ended;
 use super::spawn::{Command, Spawned};
@@ -37,11 +38,16 @@ pub(crate) struct StartFacts {
     pub(crate) executable: Option<FileId>,
     /// Its arguments, each ended by a NUL, as the kernel shows them.
     pub(crate) command_line: Vec<u8>,
+    /// The cgroup that it began in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cgroup: Option<Leaf>,
 }
 
 /// Why a process is held to be part of a start, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Evidence {
+    /// It is in the cgroup that was made for the start.
+    Cgroup,
     /// It is in the session that was made for the start.
     Session,
     /// Its stdout or stderr is the start's log file.
@@ -91,6 +97,7 @@ impl StartFacts {
             notify_socket: command.environment.iter().find_map(variable),
             executable: executable.as_ref().map(FileId::from),
             command_line,
+            cgroup: None,
         })
     }
 
@@ -107,6 +114,7 @@ impl StartFacts {
             notify_socket,
             executable: executable.as_ref().map(FileId::from),
             command_line,
+            cgroup: None,
         }
     }
 
@@ -117,6 +125,9 @@ impl StartFacts {
     pub(crate) fn evidence(&self, process: &Stat) -> Option<Evidence> {
         if process.start_time < self.leader.start_time {
             return None;
+        }
+        if self.is_in_its_cgroup(process.pid) {
+            return Some(Evidence::Cgroup);
         }
         if process.session == self.leader.pid && self.owns_its_number() {
             return Some(Evidence::Session);
@@ -143,6 +154,9 @@ impl StartFacts {
         if process.start_time < self.leader.start_time {
             return None;
         }
+        if self.is_in_its_cgroup(process.pid) {
+            return Some(Evidence::Cgroup);
+        }
         let is_in_session = process.session == self.leader.pid;
         if is_in_session && session_is_held {
             return Some(Evidence::Session);
@@ -157,6 +171,11 @@ impl StartFacts {
         is_ours.then_some(Evidence::Session)
     }
 
+    /// Whether a process lives in the cgroup of this start.
+    fn is_in_its_cgroup(&self, pid: Pid) -> bool {
+        self.cgroup.as_ref().is_some_and(|cgroup| cgroup.holds(pid))
+    }
+
     /// Whether a process has the command line or the program of this start.
     fn likeness(&self, pid: Pid) -> Option<Evidence> {
         if !self.command_line.is_empty()
@@ -167,6 +186,15 @@ impl StartFacts {
         let executable = fs::metadata(format!("/proc/{pid}/exe")).ok();
         let executable = executable.as_ref().map(FileId::from);
         (executable.is_some() && executable == self.executable).then_some(Evidence::Executable)
+    }
+
+    /// With the cgroup that it began in, if that is still there, and the leader never left it.
+    pub(crate) fn in_cgroup(mut self, cgroup: Option<Leaf>) -> Self {
+        let is_elsewhere = |cgroup: &Leaf| {
+            Identity::of(self.leader.pid).ok().flatten() == Some(self.leader) && !cgroup.holds(self.leader.pid)
+        };
+        self.cgroup = cgroup.filter(|cgroup| cgroup.is_there() && !is_elsewhere(cgroup));
+        self
     }
 
     /// Lets go of a log that is not the file at its path any more: its number may be another file's by now.

@@ -128,6 +128,7 @@ pub(crate) fn command(program: &str, arguments: &[&str], output: &Path) -> Comma
         listen: Vec::new(),
         die_with_parent: false,
         record: None,
+        cgroup: None,
         nofile_soft: None,
     }
 }

@@ -99,6 +99,7 @@ pub(super) fn execute(folder: &Folder, spec: &Spec, begun: &Attempt) -> Result<S
         listen: Vec::new(),
         die_with_parent: true,
         record: None,
+        cgroup: None,
         nofile_soft: None,
     };
     spawn(&command).map_err(|error| not_executed(&error))

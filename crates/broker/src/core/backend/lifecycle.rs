@@ -192,6 +192,25 @@ impl Backend {
         effects.push(Effect::End { generation });
     }
 
+    /// As a reboot: what ended did not do so by itself, and nothing is counted.
+    pub(super) fn taken_down(&mut self, now: Timestamp, exit: Exit, effects: &mut Vec<Effect>) {
+        let generation = self.generation;
+        let (began, waiters) = match &mut self.state {
+            State::Starting(Starting { began, waiters, .. }) => (*began, waiters.take()),
+            State::Ready { began, .. } => (*began, Waiters::default()),
+            State::Stopping(_) => return self.exited(now, exit, false, effects),
+            State::Inactive { .. } | State::Backoff { .. } | State::Failed { .. } | State::Quarantined { .. } => return,
+        };
+        let lived = now.since(began);
+        self.budget.start_ended();
+        self.record(Happening::Exited { exit, lived, crash: false }, effects);
+        self.record(Happening::TakenDown, effects);
+        self.tell_holders(&News::Exited { generation, exit, lived }, effects);
+        let stopping = Stopping::new(began, true, End::Crashed, Then::Rest);
+        self.enter(now, State::Stopping(Stopping { waiters, ..stopping }));
+        effects.push(Effect::End { generation });
+    }
+
     pub(super) fn gone(&mut self, now: Timestamp, trace: Trace, effects: &mut Vec<Effect>) {
         match self.leave() {
             State::Stopping(stopping) => self.after_the_end(now, stopping, trace, effects),

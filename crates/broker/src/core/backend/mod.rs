@@ -126,6 +126,7 @@ impl Stopping {
 pub(crate) enum End {
     /// It was asked to end.
     Asked,
+    /// It crashed, or was taken down.
     Crashed,
     Finished,
 }
@@ -192,6 +193,9 @@ impl Backend {
             Event::Exited { generation, exit, survivors } if generation == self.generation => {
                 self.exited(now, exit, survivors, effects);
             }
+            Event::TakenDown { generation, exit } if generation == self.generation => {
+                self.taken_down(now, exit, effects);
+            }
             Event::Gone { generation, trace } if generation == self.generation => self.gone(now, trace, effects),
             Event::Connections { generation, count } if generation == self.generation => {
                 self.connections(now, count, effects);
@@ -204,6 +208,7 @@ impl Backend {
             | Event::Probed { .. }
             | Event::Notified { .. }
             | Event::Exited { .. }
+            | Event::TakenDown { .. }
             | Event::Gone { .. }
             | Event::Connections { .. } => {} // late news of an earlier generation
         }

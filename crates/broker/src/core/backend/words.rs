@@ -66,6 +66,8 @@ pub(crate) enum Event {
     Notified { generation: u64, word: Word },
     /// The main process ended; `survivors` says that descendants of it live on elsewhere.
     Exited { generation: u64, exit: Exit, survivors: bool },
+    /// The main process ended, and not by itself: the service manager took down the place that all backends live in.
+    TakenDown { generation: u64, exit: Exit },
     /// Nothing of the generation is left.
     Gone { generation: u64, trace: Trace },
     /// How many connections the endpoint has.
@@ -176,6 +178,8 @@ pub(crate) enum Happening {
     Stopped,
     /// It ended by itself while nobody held it, which is no crash, and is gone.
     Finished,
+    /// It was ended with the place that all backends live in, which is no crash.
+    TakenDown,
     /// It takes no new holds.
     Draining,
     /// It takes new holds again.

@@ -84,6 +84,7 @@ impl Recorded {
                 assert!(std::mem::take(&mut self.stopping), "only what was asked to end has stopped");
             }
             Happening::Finished => assert!(self.ready && self.ended && !self.stopping, "it served and went by itself"),
+            Happening::TakenDown => assert!(self.ended && !self.stopping, "it is asked by nobody here"),
             Happening::Restarting { .. } | Happening::Failed { .. } => {
                 assert!(self.ended == self.started && !self.stopping, "nothing is left when recovery decides");
             }

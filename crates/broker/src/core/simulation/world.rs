@@ -178,9 +178,13 @@ impl World {
     fn exit(&mut self, at: usize, exit: Exit) {
         if let Some(process) = &mut self.daemons[at].process {
             process.ended = true;
-            let survivors = self.rng.u32(0..8) == 0;
             let generation = process.generation;
-            self.handle(at, Event::Exited { generation, exit, survivors });
+            let event = match self.rng.u32(0..8) {
+                0 => Event::Exited { generation, exit, survivors: true },
+                1 => Event::TakenDown { generation, exit },
+                _ => Event::Exited { generation, exit, survivors: false },
+            };
+            self.handle(at, event);
         }
     }
 

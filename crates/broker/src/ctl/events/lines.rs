@@ -86,6 +86,7 @@ fn sentence(event: &Event) -> (Style, String) {
         "stopping" => (plain, format!("stopping: {}", reason(event.why.as_deref().unwrap_or("nobody says why")))),
         "stopped" => (plain, "stopped".to_owned()),
         "finished" => (plain, "finished by itself".to_owned()),
+        "taken_down" => (CARE, "ended with the unit of all backends, which is no crash".to_owned()),
         "draining" => (CARE, "draining: takes no new clients".to_owned()),
         "drain_ended" => (plain, "takes new clients again".to_owned()),
         "adopted" => (plain, format!("goes on under this broker{pid}{endpoint}")),

@@ -149,6 +149,7 @@ pub(super) fn launch(
         listen: Vec::new(),
         die_with_parent: false,
         record: None,
+        cgroup: None,
         nofile_soft,
     };
     Ok(Launched { reaper: spawn(&command)?, announcement })

@@ -22,6 +22,7 @@ impl Driver {
         let Some(endpoint) = start.endpoint.clone() else { return };
         let Found { main, group, pidfd, facts, known } = found;
         let generation = start.generation;
+        start.cgroup = facts.cgroup.clone();
         let known = known.iter().map(|pid| pid.as_raw()).collect();
         start.process = Some(Process { main, group, facts: facts.clone(), known });
         // Its reader is gone, and the daemon finds the next one at the same place.

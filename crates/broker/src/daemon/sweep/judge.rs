@@ -11,6 +11,7 @@ use crate::core::backend::Phase;
 use crate::daemon::ledger::{Here, Start};
 use crate::daemon::perform::connect;
 use crate::net::endpoint::ConnectError;
+use crate::process::cgroup::Leaf;
 use crate::process::identity::{self, Identity, Stat};
 use crate::process::kernel::{has_ended, pidfd_open};
 use crate::process::leftovers::heirs;
@@ -32,6 +33,8 @@ pub(super) enum Verdict {
     Doomed(Found),
     /// Its main process is gone; what is left of it is known by these facts, if anything may be left.
     Gone(Option<Box<StartFacts>>),
+    /// The unit that all backends live in was stopped around it.
+    TakenDown(Box<StartFacts>),
     /// It cannot be told, for this reason.
     Unclear(String),
 }
@@ -135,9 +138,12 @@ impl Judge {
     }
 
     fn look(&mut self, start: &Start, identity: Identity, was: Was) -> Verdict {
-        let facts = || match &start.process {
-            Some(process) => process.facts.clone(),
-            None => StartFacts::of_another(identity, start.log.as_deref(), start.notify.clone()),
+        let facts = || {
+            let facts = match &start.process {
+                Some(process) => process.facts.clone(),
+                None => StartFacts::of_another(identity, start.log.as_deref(), start.notify.clone()),
+            };
+            facts.in_cgroup(start.cgroup.clone())
         };
         if start.endpoint.is_none() {
             return Verdict::Unclear("it is not on record where it serves".to_owned());
@@ -157,7 +163,11 @@ impl Judge {
     fn heir(&mut self, start: &Start, was: Was, facts: StartFacts, mut known: Vec<Pid>) -> Verdict {
         let all = self.all.get_or_insert_with(|| identity::all().unwrap_or_default());
         let mut heirs = daemon_left_by(&facts, all, was, start.endpoint.as_ref()).into_iter();
-        let Some((stat, pidfd)) = heirs.next() else { return Verdict::Gone(Some(Box::new(facts))) };
+        let Some((stat, pidfd)) = heirs.next() else {
+            let is_taken_down = start.cgroup.as_ref().is_some_and(Leaf::has_lost_its_place);
+            let facts = Box::new(facts);
+            return if is_taken_down { Verdict::TakenDown(facts) } else { Verdict::Gone(Some(facts)) };
+        };
         known.push(facts.leader.pid);
         known.extend(heirs.map(|(stat, _)| stat.pid));
         Verdict::Alive(Found { main: stat.identity(), group: stat.group, pidfd, facts, known })

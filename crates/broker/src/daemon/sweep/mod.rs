@@ -37,6 +37,7 @@ struct Tally {
     adopted: usize,
     gone: usize,
     rebooted: usize,
+    taken_down: usize,
     quarantined: usize,
 }
 
@@ -63,11 +64,19 @@ impl Driver {
             let verdict = judge.judge(&left);
             self.settle(left, verdict, &mut spared, &mut tally);
         }
-        self.places.sweep(&spared);
-        let Tally { adopted, gone, rebooted, quarantined } = tally;
-        if adopted + gone + rebooted + quarantined > 0 {
+        self.places.sweep(&spared, &self.cgroups);
+        let Tally { adopted, gone, rebooted, taken_down, quarantined } = tally;
+        if adopted + gone + rebooted + taken_down + quarantined > 0 {
             let took = now().since(began);
-            tracing::info!(adopted, gone, rebooted, quarantined, ?took, "took over what an earlier broker left");
+            tracing::info!(
+                adopted,
+                gone,
+                rebooted,
+                taken_down,
+                quarantined,
+                ?took,
+                "took over what an earlier broker left"
+            );
         }
         failpoint::reached("sweep-done");
     }
@@ -84,7 +93,9 @@ impl Driver {
         // What runs keeps what it was started with; what does not is started with the newest.
         let definition = match verdict {
             Verdict::Rests | Verdict::NeverStarted | Verdict::OtherBoot => newest.clone(),
-            Verdict::Alive(_) | Verdict::Gone(_) | Verdict::Doomed(_) => own.or_else(|| newest.clone()),
+            Verdict::Alive(_) | Verdict::Gone(_) | Verdict::TakenDown(_) | Verdict::Doomed(_) => {
+                own.or_else(|| newest.clone())
+            }
             Verdict::Unclear(_) => own.or_else(|| newest.clone()),
         };
         let Some(definition) = definition else {
@@ -129,6 +140,13 @@ impl Driver {
                 let ending = remains(start.as_ref(), None, facts.map(|facts| Arc::new(*facts)));
                 self.end_with(id, generation, ending);
             }
+            Verdict::TakenDown(facts) => {
+                tracing::info!(backend = %key, generation, "ended with the unit of all backends");
+                tally.taken_down += 1;
+                self.dispatch(id, Event::TakenDown { generation, exit: Exit::Unknown });
+                let ending = remains(start.as_ref(), None, Some(Arc::new(*facts)));
+                self.end_with(id, generation, ending);
+            }
             Verdict::Doomed(found) => {
                 tracing::warn!(backend = %key, generation, "ends with the broker that could not record it");
                 tally.gone += 1;
@@ -169,6 +187,7 @@ impl Driver {
         if texts.iter().all(|text| Path::new(text).components().count() == 1 && !text.starts_with('.')) {
             spared.backends.push(texts.iter().collect());
         }
+        spared.cgroups.push(format!("{service}@{version}~{instance}."));
         let definition = key.as_ref().and_then(|key| {
             self.catalog.services.get(&key.service).and_then(|service| service.daemon(&key.version)).cloned()
         });
@@ -195,7 +214,7 @@ fn memory_after(memory: Memory, verdict: &Verdict, now: Timestamp) -> Memory {
         Verdict::OtherBoot => memory.in_another_boot(),
         Verdict::Doomed(_) => memory.being_ended(now),
         Verdict::Unclear(reason) => memory.quarantined(reason.clone()),
-        Verdict::Rests | Verdict::Alive(_) | Verdict::Gone(_) => memory,
+        Verdict::Rests | Verdict::Alive(_) | Verdict::Gone(_) | Verdict::TakenDown(_) => memory,
     }
 }
 
@@ -205,6 +224,7 @@ fn spare(key: Option<&BackendKey>, start: Option<&Start>, places: &Places, spare
     for key in keys {
         spared.backends.push(folder_of(key));
         spared.sockets.insert(places.socket(key));
+        spared.cgroups.push(format!("{}@{}~{}.", key.service, key.version, key.instance));
     }
     let socket = start.and_then(|start| match &start.endpoint {
         Some(Endpoint::Unix { path }) => Some(PathBuf::from(path)),
@@ -221,5 +241,6 @@ fn remains(start: Option<&Start>, main: Option<Main>, facts: Option<Arc<crate::p
     });
     let log = start.and_then(|start| start.log.clone());
     let record = start.and_then(|start| start.record.clone());
-    Ending { main, facts, tree: Tree::default(), socket, log, record }
+    let cgroup = start.and_then(|start| start.cgroup.clone());
+    Ending { main, facts, tree: Tree::default(), socket, log, record, cgroup }
 }

@@ -72,6 +72,7 @@ impl Commands {
                 listen: Vec::new(),
                 die_with_parent: true,
                 record: None,
+                cgroup: None,
                 nofile_soft: surroundings.nofile_soft,
             }
         };

@@ -1,22 +1,26 @@
 //! Launching one generation, from its intent to the process that runs, with each step on record before the next.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use broker_proto::{Endpoint, Refusal};
+use broker_proto::{Code, Endpoint, Refusal};
 
 use super::commands::{Commands, Surroundings};
 use super::failed::{failed, refusal_of_spawn};
+use crate::core::backend::RETRY_HINT;
+use crate::core::millis_up;
 use crate::core::registry::BackendKey;
+use crate::daemon::cgroups::Cgroups;
 use crate::daemon::hosted::{Held, Launched, Main};
 use crate::daemon::ledger::Start;
 use crate::daemon::mains::Mains;
-use crate::daemon::places::make_private;
+use crate::daemon::places::{make_private, start_name};
 use crate::failpoint;
 use crate::journal::Journal;
 use crate::net::endpoint::{bind_tcp, bind_unix, free_tcp_port, prepare_tcp, prepare_unix};
 use crate::net::notify_socket::NotifySocket;
+use crate::process::cgroup::Leaf;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::log_file;
 use crate::process::spawn::{Listen, Spawned, spawn};
@@ -40,11 +44,18 @@ pub(in crate::daemon) struct Order {
     /// Where its record is to be.
     pub(in crate::daemon) record: PathBuf,
     pub(in crate::daemon) journal: Journal,
+    pub(in crate::daemon) cgroups: Cgroups,
 }
 
 /// Starts the daemon. Returns once its program is executed.
 pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<Refusal>> {
     let definition = &order.definition;
+    if order.cgroups.are_closing() {
+        // What began there now would be killed with it; and systemd waits for that.
+        let refusal =
+            Refusal::new(Code::ShuttingDown, "the unit that all backends live in is being stopped or restarted");
+        return Err(Box::new(refusal.retry_after_ms(millis_up(RETRY_HINT))));
+    }
     make_private(&order.data, None)
         .map_err(|error| failed(format!("cannot make the folder `{}`", order.data.display()), &error))?;
     let (endpoint, listener) = prepare_endpoint(order)?;
@@ -72,6 +83,8 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     start.endpoint = Some(endpoint.clone());
     start.log = Some(log.path.clone());
     start.notify = notify.as_ref().map(|notify| notify.path().to_owned());
+    let (cgroup, opened) = cgroup(order).unzip();
+    start.cgroup = cgroup;
     let record = record(order, &mut start);
     failpoint::reached("before-intent");
     order.journal.settle(start.as_change());
@@ -79,7 +92,9 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     // What cannot be recorded goes with the broker, so that nothing unknown is left of it.
     daemon.die_with_parent = record.is_none();
     daemon.record = record.as_ref().map(StartRecord::descriptor);
+    daemon.cgroup = opened.map(Arc::new);
     let spawned = spawn(&daemon).map_err(|error| {
+        start.cgroup.iter().for_each(Leaf::remove);
         let _ = std::fs::remove_file(&log.path);
         if let Some(record) = &record {
             let _ = std::fs::remove_file(record.path());
@@ -90,11 +105,18 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     drop(record);
     let pid = spawned.pid;
     mains.insert(pid);
-    let facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
+    if let (Some(error), Some(cgroup)) = (&spawned.strayed, &start.cgroup) {
+        tracing::warn!(backend = %order.key, %error, "cannot be put into its cgroup, so it is a process group alone");
+        cgroup.remove();
+        start.cgroup = None;
+    }
+    let mut facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
         abandon(&spawned, mains);
+        start.cgroup.iter().for_each(Leaf::remove);
         start.record.iter().for_each(|record| drop(std::fs::remove_file(record)));
         failed(format!("cannot look at the process {pid} that was just started"), &error)
     })?;
+    facts.cgroup = start.cgroup.clone();
     if spawned.dies_with_parent && start.record.take().is_some() {
         let _ = std::fs::remove_file(&order.record);
         tracing::warn!(backend = %order.key, "the start could not be recorded, so the backend will end with this broker");
@@ -106,6 +128,19 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
     let dies_with_broker = spawned.dies_with_parent;
     Ok(Box::new(Launched { start, endpoint, main, facts, listener, notify, probe, log: log.path, dies_with_broker }))
+}
+
+/// Makes the cgroup that it begins in, where there may be one.
+fn cgroup(order: &Order) -> Option<(Leaf, OwnedFd)> {
+    let leaf = order.cgroups.leaf(&start_name(&order.key, order.start.generation))?;
+    match leaf.open() {
+        Ok(opened) => Some((leaf, opened)),
+        Err(error) => {
+            tracing::warn!(backend = %order.key, %error, "cannot open its cgroup, so it is a process group alone");
+            leaf.remove();
+            None
+        }
+    }
 }
 
 /// Makes the start's record. A broker that cannot keep it goes on without.

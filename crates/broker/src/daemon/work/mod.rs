@@ -23,6 +23,7 @@ use crate::core::backend::Trace;
 use crate::core::registry::BackendId;
 use crate::failpoint;
 use crate::net::endpoint::{Removal, remove_dead_unix};
+use crate::process::cgroup::Leaf;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::leftovers::end_start;
 use crate::process::log_file;
@@ -86,6 +87,8 @@ pub(super) struct Ending {
     pub(super) socket: Option<PathBuf>,
     pub(super) log: Option<PathBuf>,
     pub(super) record: Option<PathBuf>,
+    /// What all of it lives in, but for what has left it on purpose.
+    pub(super) cgroup: Option<Leaf>,
 }
 
 /// What became of it.
@@ -100,11 +103,12 @@ pub(super) struct Finished {
 
 /// Ends a generation and looks at what it left.
 pub(super) fn finish(ending: Ending, mains: &Mains) -> Finished {
-    let Ending { main, facts, tree, socket, log, record } = ending;
+    let Ending { main, facts, tree, socket, log, record, cgroup } = ending;
     failpoint::reached("before-end");
     let main_pid = main.as_ref().map(|main| main.pid);
     let is_other = |pid| Some(pid) != main_pid && mains.contains(pid);
-    let remaining = match (&main, facts.as_deref()) {
+    let mut remaining = cgroup.as_ref().map(|cgroup| cgroup.end(END_PATIENCE)).unwrap_or_default();
+    let others = match (&main, facts.as_deref()) {
         (Some(main), start) => {
             let pidfd = main.pidfd.as_fd();
             let doomed = Doomed { main: main.pid, group: main.group, pidfd, start, tree, is_other: &is_other };
@@ -113,6 +117,11 @@ pub(super) fn finish(ending: Ending, mains: &Mains) -> Finished {
         (None, Some(facts)) => end_start(facts, &is_other, END_PATIENCE),
         (None, None) => Vec::new(),
     };
+    remaining.retain(|pid| !others.contains(pid));
+    remaining.extend(others);
+    if let Some(cgroup) = cgroup.filter(|_| remaining.is_empty()) {
+        cgroup.remove();
+    }
     if let Some(pid) = main_pid.filter(|pid| !remaining.contains(pid)) {
         mains.remove(pid);
     }

@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 const fn backend(main: Pid) -> Backend<'static> {
-    Backend { main, known: &[] }
+    Backend { main, known: &[], cgroup: None }
 }
 
 /// This test process as the backend.

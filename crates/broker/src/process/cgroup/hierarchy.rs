@@ -8,6 +8,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Pid;
+
 /// Why there is no cgroup to work with.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoCgroup {
@@ -25,38 +27,68 @@ pub(crate) enum NoCgroup {
     },
 }
 
+/// Where a part of cgroup2 is to be seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// Which part.
+    root: PathBuf,
+    /// Where.
+    point: PathBuf,
+}
+
 /// The folder of the calling process's own cgroup.
 pub(crate) fn own() -> Result<PathBuf, NoCgroup> {
     let read = |path: &'static str| fs::read(path).map_err(|source| NoCgroup::Read { path, source });
     folder(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?)
 }
 
-/// The same, from the two texts. In the hybrid layout v1 hierarchies are listed beside cgroup2, and are passed over.
+/// The cgroup of a process, as `/proc` names it; none if the process is gone, or its cgroup is.
+pub(crate) fn path_of(pid: Pid) -> Option<PathBuf> {
+    path(&fs::read(format!("/proc/{pid}/cgroup")).ok()?).ok()
+}
+
+/// What `/proc` calls the cgroup of that folder.
+pub(crate) fn name_of(folder: &Path) -> Option<PathBuf> {
+    let mountinfo = fs::read("/proc/self/mountinfo").ok()?;
+    mounts(&mountinfo).find_map(|mount| Some(joined(&mount.root, folder.strip_prefix(&mount.point).ok()?)))
+}
+
+/// The folder, from the two texts. In the hybrid layout v1 hierarchies are listed beside cgroup2, and are passed over.
 fn folder(cgroup: &[u8], mountinfo: &[u8]) -> Result<PathBuf, NoCgroup> {
-    let path = lines(cgroup).find_map(|line| line.strip_prefix(b"0::")).ok_or(NoCgroup::NotAMember)?;
-    let lost = || NoCgroup::OutOfSight(String::from_utf8_lossy(path).into_owned());
-    // Removed behind the process's back, or above the root of its cgroup namespace.
-    if path.ends_with(b" (deleted)") || path.starts_with(b"/..") {
-        return Err(lost());
-    }
-    let path = PathBuf::from(OsString::from_vec(path.to_vec()));
-    let mut mounts = lines(mountinfo).filter_map(cgroup2_mount).peekable();
+    let path = path(cgroup)?;
+    let mut mounts = mounts(mountinfo).peekable();
     if mounts.peek().is_none() {
         return Err(NoCgroup::NotMounted);
     }
-    let below = |(root, point): (PathBuf, PathBuf)| {
-        let rest = path.strip_prefix(root).ok()?;
-        Some(if rest == Path::new("") { point } else { point.join(rest) })
-    };
-    mounts.find_map(below).ok_or_else(lost)
+    let found = mounts.find_map(|mount| Some(joined(&mount.point, path.strip_prefix(&mount.root).ok()?)));
+    found.ok_or_else(|| NoCgroup::OutOfSight(path.display().to_string()))
+}
+
+/// The path that a text of `/proc/PID/cgroup` tells.
+fn path(cgroup: &[u8]) -> Result<PathBuf, NoCgroup> {
+    let path = lines(cgroup).find_map(|line| line.strip_prefix(b"0::")).ok_or(NoCgroup::NotAMember)?;
+    // Removed behind the process's back, or above the root of its cgroup namespace.
+    if path.ends_with(b" (deleted)") || path.starts_with(b"/..") {
+        return Err(NoCgroup::OutOfSight(String::from_utf8_lossy(path).into_owned()));
+    }
+    Ok(PathBuf::from(OsString::from_vec(path.to_vec())))
+}
+
+/// A path with what lies below it, which may be nothing.
+fn joined(above: &Path, below: &Path) -> PathBuf {
+    if below == Path::new("") { above.to_owned() } else { above.join(below) }
+}
+
+fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = Mount> {
+    lines(mountinfo).filter_map(cgroup2_mount)
 }
 
 /// The part of the hierarchy that a line of mountinfo shows, and where, if it is of cgroup2 (proc(5)).
-fn cgroup2_mount(line: &[u8]) -> Option<(PathBuf, PathBuf)> {
+fn cgroup2_mount(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (root, point) = (fields.nth(3)?, fields.next()?);
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    (kind == b"cgroup2").then(|| (unescaped(root), unescaped(point)))
+    (kind == b"cgroup2").then(|| Mount { root: unescaped(root), point: unescaped(point) })
 }
 
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -49,6 +49,10 @@ pub(super) struct Context {
     pub(super) die_with_parent: bool,
     /// The start record, or -1.
     pub(super) record: c_int,
+    /// The folder of a cgroup to move into, or -1 where the kernel has put the child there already.
+    pub(super) cgroup: c_int,
+    /// Written by the child: the error by which it is not there.
+    pub(super) not_in_cgroup: c_int,
     /// The places at which a test has the broker die while its child goes on.
     pub(super) kill_broker_before_record: bool,
     pub(super) kill_broker_after_record: bool,
@@ -97,6 +101,11 @@ fn prepare(context: &mut Context) -> Result<(), Step> {
     // SAFETY: no arguments.
     check(unsafe { libc::setsid() }, Step::Session)?;
     reset_dispositions();
+    // Before it says who it is: who reads that finds it where it was to be.
+    if context.cgroup >= 0 && !move_into(context.cgroup) {
+        // SAFETY: errno is thread-local; the thread it belongs to is suspended until we exit.
+        context.not_in_cgroup = unsafe { *libc::__errno_location() };
+    }
     if context.kill_broker_before_record {
         kill_broker(context);
     }
@@ -128,6 +137,15 @@ fn prepare(context: &mut Context) -> Result<(), Step> {
     write_pid(context.listen_pid);
     set_signal_mask(0);
     Ok(())
+}
+
+/// Moves this process into a cgroup, which takes the kernel up to tens of milliseconds.
+fn move_into(cgroup: c_int) -> bool {
+    // SAFETY: a NUL-terminated path below a folder that is open, and one byte that is live. `0` is whoever writes it.
+    unsafe {
+        let procs = libc::openat(cgroup, c"cgroup.procs".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        procs >= 0 && libc::write(procs, c"0".as_ptr().cast(), 1) == 1 && libc::close(procs) == 0
+    }
 }
 
 fn kill_broker(context: &Context) {

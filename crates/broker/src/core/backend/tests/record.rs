@@ -164,6 +164,28 @@ fn a_daemon_that_finished_or_forked_away_did_not_crash() {
 }
 
 #[test]
+fn what_was_taken_down_did_not_crash() {
+    let (mut scene, ticket) = Scene::ready();
+    scene.told(Event::Withdraw(ticket));
+    recorded(&mut scene);
+    scene.told(Event::TakenDown { generation: 1, exit: Exit::Signal(15) });
+    let ended = [(1, exited(Exit::Signal(15), MS(0), false)), (1, Happening::TakenDown)];
+    assert_eq!(recorded(&mut scene), ended);
+    scene.told(Event::Gone { generation: 1, trace: Trace::default() });
+    assert_eq!((recorded(&mut scene), scene.state()), (vec![], State::Inactive));
+    let view = scene.backend.view(scene.now);
+    assert_eq!((view.crashes_in_window, view.retry_after), (0, None));
+}
+
+#[test]
+fn what_was_taken_down_while_it_is_wanted_is_started_again() {
+    let (mut scene, _) = Scene::ready();
+    scene.told(Event::TakenDown { generation: 1, exit: Exit::Signal(9) });
+    scene.told(Event::Gone { generation: 1, trace: Trace::default() });
+    assert_eq!((scene.state(), scene.backend.generation), (State::Starting, 2));
+}
+
+#[test]
 fn a_drain_is_recorded_when_it_begins_and_when_it_ends() {
     let (mut scene, _) = Scene::ready();
     recorded(&mut scene);

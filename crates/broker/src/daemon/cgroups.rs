@@ -1,0 +1,136 @@
+//! The cgroups of this broker: where they are made, and why they are not.
+//!
+//! Shared by the threads that start something. A place that vanishes, because its unit was restarted, is looked for again
+//! at the next start; where there is none, what is started is a process group of the broker's own cgroup, and the log
+//! says so, once.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::places::{fnv1a, is_start_name};
+use crate::config;
+use crate::process::cgroup::{Leaf, NoPlace, Place};
+use crate::process::start::StartFacts;
+
+/// How long what an earlier broker left may take to end once it is killed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The cgroups of this broker, as each thread holds them.
+#[derive(Debug, Clone)]
+pub(super) struct Cgroups(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    wanted: config::Cgroups,
+    /// Tells brokers of the same cgroup apart.
+    key: u64,
+    /// Where they are made, or why nowhere.
+    place: Result<Place, String>,
+    /// What was last said of a cgroup that could not be made.
+    said: String,
+}
+
+impl Cgroups {
+    /// Looks for a place.
+    pub(super) fn new(wanted: config::Cgroups, state: &Path) -> Self {
+        let key = fnv1a(state.as_os_str().as_encoded_bytes());
+        let mut inner = Inner { wanted, key, place: Err(String::new()), said: String::new() };
+        inner.find();
+        Self(Arc::new(Mutex::new(inner)))
+    }
+
+    /// Makes the cgroup of one start, if it can be.
+    pub(super) fn leaf(&self, name: &str) -> Option<Leaf> {
+        let mut inner = self.lock();
+        if !inner.place.as_ref().is_ok_and(Place::is_there) {
+            inner.find();
+        }
+        match inner.place.as_ref().ok()?.leaf(name) {
+            Ok(leaf) => Some(leaf),
+            Err(error) => {
+                let text = error.to_string();
+                if text != inner.said {
+                    tracing::warn!(%error, name, "cannot make a cgroup, so this one is a process group alone");
+                    inner.said = text;
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether the unit that backends live in is being taken down.
+    pub(super) fn are_closing(&self) -> bool {
+        self.lock().place.as_ref().is_ok_and(|place| place.is_there() && place.is_closing())
+    }
+
+    /// Whether what began so ended because the place was taken down around it.
+    pub(super) fn are_lost_to(&self, facts: &StartFacts) -> bool {
+        facts.cgroup.as_ref().is_some_and(|cgroup| cgroup.has_lost_its_place() || self.are_closing())
+    }
+
+    /// Ends what an earlier broker left in cgroups that nobody knows any more, and removes them. What a durable process
+    /// runs in is left alone, as long as something does.
+    pub(super) fn sweep(&self, is_known: impl Fn(&str) -> bool) {
+        let Ok(place) = self.lock().place.clone() else { return };
+        for name in place.names().into_iter().filter(|name| !is_known(name)) {
+            let Some(stray) = place.existing(&name) else { continue };
+            let ended = stray.members();
+            if !ended.is_empty() && !is_start_name(&name) {
+                continue;
+            }
+            if !ended.is_empty() {
+                tracing::warn!(name, ?ended, "ends what outlived an earlier broker");
+                let remaining = stray.end(PATIENCE);
+                if !remaining.is_empty() {
+                    tracing::error!(name, ?remaining, "killed, and yet these processes remain");
+                }
+            }
+            stray.remove();
+        }
+    }
+
+    /// Leaves nothing of the broker's own behind, unless something lives there.
+    pub(super) fn leave(&self) {
+        if let Ok(place) = &self.lock().place {
+            place.leave();
+        }
+    }
+
+    /// For `status`.
+    pub(super) fn report(&self) -> Value {
+        match &self.lock().place {
+            Ok(place) => json!({ "place": place.folder(), "controllers": place.controllers(), "why_not": null }),
+            Err(reason) => json!({ "place": null, "controllers": [], "why_not": reason }),
+        }
+    }
+
+    /// What is said of a place is whole between any two calls, so a panic elsewhere does not spoil it.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn find(&mut self) {
+        let found = match self.wanted {
+            config::Cgroups::Auto => Place::find(self.key),
+            config::Cgroups::Off => Err(NoPlace::Off),
+        };
+        // Elsewhere it is as it is on that machine; this is for whoever set up the unit.
+        let is_to_be_mended = matches!(found, Err(NoPlace::NoUnit { .. }));
+        let found = found.map_err(|error| match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        });
+        let before = std::mem::replace(&mut self.place, found);
+        match &self.place {
+            Ok(place) => tracing::debug!(place = %place.folder().display(), "what is started has a cgroup of its own"),
+            Err(reason) if before.is_err_and(|known| known == *reason) => {}
+            Err(reason) if is_to_be_mended => tracing::warn!(reason, "what is started has no cgroup of its own"),
+            Err(reason) => tracing::info!(reason, "what is started has no cgroup of its own"),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! One cgroup of the broker's own: made for one start, known again after the broker's death, ended and removed.
+//!
+//! That a process is in it is proof: nobody gets there but by the broker, and whoever is born there stays.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::end::end;
+use super::hierarchy;
+
+/// How often the removal of a cgroup is tried whose last process is only just gone, and how long after the last time.
+const REMOVE_TRIES: u32 = 20;
+const REMOVE_PAUSE: Duration = Duration::from_millis(1);
+
+/// A cgroup that was made for one start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Leaf {
+    folder: PathBuf,
+    /// What `/proc/PID/cgroup` calls it.
+    path: PathBuf,
+    /// Of the folder: a later cgroup of that name has another.
+    inode: u64,
+    /// Of the folder above.
+    parent: u64,
+}
+
+impl Leaf {
+    /// Makes one below a folder.
+    pub(super) fn make(above: &Path, name: &str) -> io::Result<Self> {
+        let folder = above.join(name);
+        if let Err(error) = DirBuilder::new().mode(0o755).create(&folder) {
+            // What a former start of that name left, of which nobody knows any more.
+            if error.kind() != io::ErrorKind::AlreadyExists || remove(&folder).is_err() {
+                return Err(error);
+            }
+            DirBuilder::new().mode(0o755).create(&folder)?;
+        }
+        Self::existing(above, name)
+    }
+
+    /// One that there is.
+    pub(super) fn existing(above: &Path, name: &str) -> io::Result<Self> {
+        let folder = above.join(name);
+        let lost = || io::Error::new(io::ErrorKind::NotFound, "the mount of cgroup2 is not to be seen");
+        let path = hierarchy::name_of(&folder).ok_or_else(lost)?;
+        Ok(Self { inode: inode(&folder)?, parent: inode(above)?, folder, path })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Opens it, for what is to begin in it.
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        Ok(OpenOptions::new().read(true).custom_flags(flags).open(&self.folder)?.into())
+    }
+
+    /// Whether it is still there, and not another one in its place.
+    pub(crate) fn is_there(&self) -> bool {
+        inode(&self.folder).is_ok_and(|inode| inode == self.inode)
+    }
+
+    /// Whether the cgroup that it was made in is there no more: whoever kept that has ended all there was below it.
+    pub(crate) fn has_lost_its_place(&self) -> bool {
+        match self.folder.parent().map(inode) {
+            Some(Ok(parent)) => parent != self.parent,
+            Some(Err(error)) => error.kind() == io::ErrorKind::NotFound,
+            None => true,
+        }
+    }
+
+    /// Whether a process is in it or below. One that has ended is nowhere.
+    pub(crate) fn holds(&self, pid: Pid) -> bool {
+        hierarchy::path_of(pid).is_some_and(|path| path.starts_with(&self.path)) && self.is_there()
+    }
+
+    /// Who lives in it and below, in no order; processes of other pid namespaces, which have no number here, left out.
+    pub(crate) fn members(&self) -> Vec<Pid> {
+        let mut found = Vec::new();
+        if self.is_there() {
+            gather(&self.folder, &mut found);
+        }
+        found
+    }
+
+    /// Kills all that is in it and below, and waits until it is gone; who still runs, though killed.
+    pub(crate) fn end(&self, patience: Duration) -> Vec<Pid> {
+        if self.is_there() { end(self, patience) } else { Vec::new() }
+    }
+
+    /// Removes it. Nothing may live in it any more.
+    pub(crate) fn remove(&self) {
+        if !self.is_there() {
+            return;
+        }
+        for _ in 1..REMOVE_TRIES {
+            match remove(&self.folder) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(REMOVE_PAUSE),
+                _ => return,
+            }
+        }
+        if let Err(error) = remove(&self.folder) {
+            // It is empty, and costs nothing but its name; the next broker tries again.
+            tracing::debug!(%error, cgroup = %self.folder.display(), "cannot remove a cgroup yet");
+        }
+    }
+}
+
+/// The number by which the kernel tells a cgroup from all others of this boot.
+pub(super) fn inode(folder: &Path) -> io::Result<u64> {
+    fs::metadata(folder).map(|metadata| metadata.ino())
+}
+
+/// Removes a cgroup, if nothing lives in it, with those below it.
+pub(super) fn remove(folder: &Path) -> io::Result<()> {
+    for below in below(folder) {
+        remove(&below)?;
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// The cgroups right below one.
+pub(super) fn below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn gather(folder: &Path, found: &mut Vec<Pid>) {
+    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let numbers = text.lines().filter_map(|line| line.parse().ok()).filter(|number| *number > 0);
+    found.extend(numbers.map(Pid::from_raw));
+    below(folder).iter().for_each(|below| gather(below, found));
+}

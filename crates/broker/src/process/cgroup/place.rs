@@ -1,0 +1,179 @@
+//! Where cgroups of the broker's own are made: below a unit that systemd keeps for it, or below its own cgroup.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access};
+
+use super::end::is_populated;
+use super::hierarchy::{self, NoCgroup};
+use super::leaf::{self, Leaf, inode};
+use super::{KEEPER, LIMITING};
+
+/// What stands before the folder of a broker that makes its place itself.
+const OWN: &str = "broker-";
+
+/// A place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    folder: PathBuf,
+    inode: u64,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The cgroup of a unit beside the broker's own.
+    Unit,
+    /// A folder below the broker's own cgroup, which is no unit's.
+    Own,
+}
+
+/// Why there is no place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoPlace {
+    #[error("`cgroups = \"off\"` in broker.toml")]
+    Off,
+    #[error(transparent)]
+    Absent(#[from] NoCgroup),
+    #[error(
+        "the broker is the unit {own}, in whose own cgroup nothing may live that outlasts it, and there is no {backends} \
+         beside it"
+    )]
+    NoUnit { own: String, backends: String },
+    #[error("{what} `{path}`")]
+    Cannot {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Place {
+    /// Looks for a place, and makes it where it is the broker's to make. `key` tells brokers of the same cgroup apart.
+    pub(crate) fn find(key: u64) -> Result<Self, NoPlace> {
+        Self::beside_or_below(&hierarchy::own()?, key)
+    }
+
+    fn beside_or_below(own: &Path, key: u64) -> Result<Self, NoPlace> {
+        let cannot = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| NoPlace::Cannot { what, path, source }
+        };
+        let name = own.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let (folder, kind, above) = match backends_unit(&name) {
+            Some(backends) => {
+                let above = own.parent().unwrap_or(own);
+                let folder = above.join(&backends);
+                if !folder.is_dir() {
+                    return Err(NoPlace::NoUnit { own: name, backends });
+                }
+                (folder, Kind::Unit, above)
+            }
+            None => {
+                let folder = own.join(format!("{OWN}{key:016x}"));
+                match fs::create_dir(&folder) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(cannot("cannot make the cgroup", &folder)(error));
+                    }
+                    _ => {}
+                }
+                (folder, Kind::Own, own)
+            }
+        };
+        // Whoever moves a process must be allowed to write there, and where the way parts.
+        for folder in [&folder, above] {
+            let procs = folder.join("cgroup.procs");
+            access(&procs, AccessFlags::W_OK)
+                .map_err(|errno| cannot("no process may be moved, for want of", &procs)(errno.into()))?;
+        }
+        if kind == Kind::Own {
+            // Where the broker itself is in the way, or there is no such controller, limits are not enforced.
+            let controllers = LIMITING.iter().map(|controller| format!("+{controller}"));
+            for controller in controllers {
+                let _ = fs::write(own.join("cgroup.subtree_control"), &controller);
+                let _ = fs::write(folder.join("cgroup.subtree_control"), &controller);
+            }
+        }
+        let inode = inode(&folder).map_err(cannot("cannot look at", &folder))?;
+        Ok(Self { folder, inode, kind })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether it is still there, and not another one in its place.
+    pub(crate) fn is_there(&self) -> bool {
+        inode(&self.folder).is_ok_and(|inode| inode == self.inode)
+    }
+
+    /// Whether the unit is being taken down around what lives there: its keeper is gone.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.kind == Kind::Unit && matches!(is_populated(&self.folder.join(KEEPER)), Ok(false))
+    }
+
+    /// Makes the cgroup of one start.
+    pub(crate) fn leaf(&self, name: &str) -> io::Result<Leaf> {
+        Leaf::make(&self.folder, name)
+    }
+
+    /// One that there is.
+    pub(crate) fn existing(&self, name: &str) -> Option<Leaf> {
+        Leaf::existing(&self.folder, name).ok()
+    }
+
+    /// The controllers that what is made here has.
+    pub(crate) fn controllers(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.folder.join("cgroup.subtree_control")).unwrap_or_default();
+        text.split_ascii_whitespace().map(str::to_owned).collect()
+    }
+
+    /// The names of what is there, the keeper's apart.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let names = leaf::below(&self.folder).into_iter();
+        let names = names.filter_map(|folder| folder.file_name()?.to_str().map(str::to_owned));
+        names.filter(|name| name != KEEPER).collect()
+    }
+
+    /// Removes it, if it is the broker's own and nothing is left there.
+    pub(crate) fn leave(&self) {
+        if self.kind == Kind::Own && self.is_there() {
+            let _ = fs::remove_dir(&self.folder);
+        }
+    }
+}
+
+/// The unit beside a unit of that name that keeps the backends of its broker; none if it is no service.
+fn backends_unit(name: &str) -> Option<String> {
+    let stem = name.strip_suffix(".service")?;
+    Some(match stem.split_once('@') {
+        Some((template, instance)) => format!("{template}-backends@{instance}.service"),
+        None => format!("{stem}-backends.service"),
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::Place;
+
+    /// A place of the calling process's own, where there may be one.
+    pub(crate) fn place() -> Option<Place> {
+        Place::find(u64::from(std::process::id())).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_has_its_backends_beside_it() {
+        assert_eq!(backends_unit("brokerd.service").as_deref(), Some("brokerd-backends.service"));
+        assert_eq!(backends_unit("brokerd@ci.service").as_deref(), Some("brokerd-backends@ci.service"));
+        assert_eq!(backends_unit("session-3.scope"), None);
+        assert_eq!(backends_unit(""), None);
+    }
+}
