@@ -312,6 +312,21 @@ impl Session {
         }
     }
 
+    /// Reads to the end of the stream; what the broker said before it is returned.
+    ///
+    /// # Errors
+    /// The connection ends otherwise, as by a reset, or stays open for [`BOUND`].
+    pub fn end_of_stream(&mut self) -> io::Result<Vec<ServerMessage>> {
+        let mut said = Vec::new();
+        loop {
+            match self.receive() {
+                Ok(message) => said.push(message),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(said),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// The descriptor that came with the last answer.
     pub fn passed_descriptor(&mut self) -> Option<OwnedFd> {
         self.passed.pop_front()

@@ -14,6 +14,7 @@ mod doubts;
 mod ends;
 mod events;
 mod examples;
+mod farewell;
 mod files;
 mod following;
 mod healing;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         events::TRIALS,
         following::TRIALS,
         resumable::TRIALS,
+        farewell::TRIALS,
         files::TRIALS,
         robustness::TRIALS,
         streams::TRIALS,

@@ -160,6 +160,8 @@ impl Session {
         }
         match received {
             Received::End => Err(End::Closed),
+            // A broker that goes waits for its clients to close.
+            _ if self.table.is_done_with() => Err(End::Closed),
             received => Ok(received),
         }
     }

@@ -180,6 +180,11 @@ impl<R> InFlight<R> {
         None
     }
 
+    /// Whether the broker goes and owes no answer any more: its connection is of no further use.
+    pub(crate) fn is_done_with(&self) -> bool {
+        self.going_away.is_some() && !self.waiting.values().any(|waiting| waiting.is_sent)
+    }
+
     /// Whether every hold has been answered for on this connection.
     pub(crate) fn is_restored(&self) -> bool {
         self.holds.is_restored()

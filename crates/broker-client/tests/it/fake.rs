@@ -154,6 +154,15 @@ impl Peer {
         self.raw(&bytes).await;
     }
 
+    /// Sends two messages at once.
+    pub(crate) async fn say_both(&mut self, first: ServerMessage, second: ServerMessage) {
+        let mut bytes = Vec::new();
+        for message in [first, second] {
+            encode_frame(&message, &mut bytes).expect("a message");
+        }
+        self.raw(&bytes).await;
+    }
+
     /// Sends a message with a descriptor, in a sendmsg of its own.
     pub(crate) fn say_with(&mut self, message: ServerMessage, descriptor: impl AsFd) {
         let mut bytes = Vec::new();

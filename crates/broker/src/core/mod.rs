@@ -6,6 +6,7 @@
 pub(crate) mod admission;
 pub(crate) mod backend;
 pub(crate) mod durable;
+pub(crate) mod farewell;
 pub(crate) mod heartbeat;
 pub(crate) mod idle_exit;
 pub(crate) mod lease;

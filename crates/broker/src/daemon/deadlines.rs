@@ -24,6 +24,7 @@ impl Driver {
             self.heartbeat.next_deadline(),
             self.idle_exit.next_deadline(),
             self.manager.next_deadline(),
+            self.farewell.next_deadline(),
         ];
         self.timer.arm(all.into_iter().flatten().min());
     }
@@ -44,6 +45,7 @@ impl Driver {
                 self.leave_unused();
             }
         }
+        self.bid_farewell();
         self.tell_due();
         self.arm();
     }
@@ -96,7 +98,7 @@ impl Driver {
 }
 
 /// Whether somebody has connected who was not accepted yet: after the broker was stopped for a while that may be so.
-fn is_awaited(listener: &impl AsFd) -> bool {
+pub(super) fn is_awaited(listener: &impl AsFd) -> bool {
     let mut listening = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
     poll(&mut listening, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }

@@ -26,6 +26,7 @@ use super::watches::Watches;
 use super::work::Report;
 use crate::config::Config;
 use crate::core::backend::{Effect, Event, Memory, RETRY_HINT, Ticket};
+use crate::core::farewell::Farewell;
 use crate::core::heartbeat::Heartbeat;
 use crate::core::idle_exit::IdleExit;
 use crate::core::registry::{BackendId, BackendKey, Registry};
@@ -94,6 +95,9 @@ pub(super) struct Driver {
     pub(super) began: Timestamp,
     /// Set once the broker is on its way out.
     pub(super) leaving: Option<Leave>,
+    /// How far it has come with taking leave of its sessions.
+    pub(super) farewell: Farewell,
+    pub(super) settling: Settling,
     /// Launches whose outcome is not known yet.
     pub(super) launching: usize,
     /// Ends that are under way.
@@ -102,8 +106,10 @@ pub(super) struct Driver {
     pub(super) held_back: HashMap<BackendKey, String>,
     /// What is remembered of backends whose definition could not be read when the broker began.
     pub(super) dormant: HashMap<BackendKey, Memory>,
-    /// Told when it is leaving and nothing keeps it any more.
-    pub(super) empty: Rc<Notify>,
+    /// Told when it begins to leave.
+    pub(super) begins_to_leave: Rc<Notify>,
+    /// Told when it is leaving and nothing and nobody keeps it any more.
+    pub(super) over: Rc<Notify>,
     /// Told at every launch.
     pub(super) launched_one: Rc<Notify>,
     pub(super) next_number: u64,
@@ -119,6 +125,14 @@ pub(super) struct Leave {
     pub(super) reconnect: Reconnect,
     /// Whether its backends are left to the next broker.
     pub(super) keeps: bool,
+}
+
+/// How far a broker that leaves has come with what it owes to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settling {
+    NotYet,
+    UnderWay,
+    Done,
 }
 
 /// What a driver is made of.
@@ -174,11 +188,14 @@ impl Driver {
                 idle_exit,
                 began,
                 leaving: None,
+                farewell: Farewell::default(),
+                settling: Settling::NotYet,
                 launching: 0,
                 ending: 0,
                 held_back: HashMap::new(),
                 dormant: HashMap::new(),
-                empty: Rc::new(Notify::new()),
+                begins_to_leave: Rc::new(Notify::new()),
+                over: Rc::new(Notify::new()),
                 launched_one: Rc::new(Notify::new()),
                 next_number: 1,
                 newest_load: 0,
@@ -261,6 +278,7 @@ impl Driver {
         }
         self.manager.changed();
         self.arm();
+        self.leave_if_empty();
     }
 
     /// The session that a ticket belongs to.

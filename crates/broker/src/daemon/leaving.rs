@@ -2,8 +2,12 @@
 
 use broker_proto::{Reconnect, ServerMessage};
 
-use super::driver::{Driver, Leave};
+use super::clock::now;
+use super::deadlines::is_awaited;
+use super::driver::{Driver, Leave, Settling};
+use super::work::Report;
 use crate::core::backend::{Backend, Event};
+use crate::core::farewell::{Farewell, Step};
 use crate::core::registry::BackendId;
 use crate::failpoint;
 
@@ -18,6 +22,8 @@ impl Driver {
             return;
         }
         self.leaving = Some(leave);
+        (self.farewell, self.settling) = (Farewell::default(), Settling::NotYet);
+        self.begins_to_leave.notify_waiters();
         let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
         let Leave { reconnect, keeps } = leave;
         tracing::info!(sessions = self.sessions.len(), backends = live, keeps, "shutting down");
@@ -47,14 +53,70 @@ impl Driver {
         }
     }
 
-    /// Says so when nothing keeps a broker that is going: no launch and no end is under way, and what it does not
-    /// leave is gone.
-    pub(super) fn leave_if_empty(&self) {
+    /// Goes on to leave once nothing keeps it: no launch and no end is under way, and what it does not leave is gone. Then
+    /// the sessions have a little time to close, and the disk to take what it is owed.
+    pub(super) fn leave_if_empty(&mut self) {
         let Some(Leave { keeps, .. }) = self.leaving else { return };
         let stays = |id, backend: &Backend| backend.is_live() && (!keeps || self.dies_with_us(id));
-        if self.launching + self.ending == 0 && !self.registry.iter().any(|(id, _, backend)| stays(id, backend)) {
-            self.empty.notify_one();
+        if self.launching + self.ending > 0 || self.registry.iter().any(|(id, _, backend)| stays(id, backend)) {
+            return;
         }
+        if self.settling == Settling::NotYet {
+            self.settle_with_disk();
+        }
+        self.farewell.begin(now());
+        self.arm();
+        if self.sessions.is_empty() && self.settling == Settling::Done {
+            self.over.notify_one();
+        }
+    }
+
+    /// Does what is due of the leave that is taken of the sessions.
+    pub(super) fn bid_farewell(&mut self) {
+        let Some(step) = self.farewell.take_due(now()) else { return };
+        let sessions = self.sessions.values().map(|connected| &connected.session);
+        match step {
+            Step::Hush => sessions.for_each(|session| session.hush()),
+            Step::Cut => {
+                tracing::info!(sessions = sessions.len(), "some have not closed their sessions, which end now");
+                sessions.for_each(|session| session.close());
+            }
+        }
+    }
+
+    /// Whether somebody has come just before the door was shut, who is let in and told now.
+    pub(super) fn is_called_once_more(&mut self) -> bool {
+        let is_called = self.listeners.iter().any(is_awaited) && self.farewell.last_call(now());
+        self.arm();
+        is_called
+    }
+
+    /// Has the journal written and the leases given up, by a worker thread: the disk may hang.
+    fn settle_with_disk(&mut self) {
+        self.settling = Settling::UnderWay;
+        let (journal, keeper) = (self.journal.clone(), self.processes.leave());
+        let job = move || {
+            failpoint::reached("before-flush");
+            if !journal.flush() {
+                tracing::warn!("the journal is behind: what runs is known by its start record alone");
+            }
+            keeper.inspect(|keeper| keeper.stop());
+            failpoint::reached("after-flush");
+            Report::Settled
+        };
+        if let Err(error) = self.work(job, || Report::Settled) {
+            tracing::warn!(%error, "no thread to write the journal from: it is written last of all");
+            self.settled();
+        }
+    }
+
+    /// The disk has what it was owed, or does not take it.
+    pub(super) fn settled(&mut self) {
+        // It may have been told meanwhile to stop what it was to leave.
+        if self.settling == Settling::UnderWay {
+            self.settling = Settling::Done;
+        }
+        self.leave_if_empty();
     }
 
     /// Removes the sockets that the broker holds for backends that do not run.

@@ -15,10 +15,23 @@ use super::session::{Session, SessionId, serve, turn_away};
 /// How long to wait when the system has no descriptors left: every end of a session gives one back.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts for as long as the broker runs.
-pub(super) async fn accept(driver: Shared, listener: Rc<Listener>) {
+/// Accepts for as long as the broker runs. If the socket is not its own it accepts nobody any more once the broker
+/// leaves: who comes then waits for the next one.
+pub(super) async fn accept(driver: Shared, listener: Rc<Listener>, is_own: bool) {
+    let begins_to_leave = Rc::clone(&driver.borrow().begins_to_leave);
+    let leaving = begins_to_leave.notified();
+    tokio::pin!(leaving);
+    leaving.as_mut().enable();
+    if !is_own && driver.borrow().leaving.is_some() {
+        return;
+    }
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut leaving, if !is_own => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Ok(stream) => begin(&driver, UnixStream::from(stream)),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");

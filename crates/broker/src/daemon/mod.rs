@@ -69,7 +69,6 @@ use self::work::Report;
 use crate::cgroup_keeper;
 use crate::config::{Config, ConfigError, Options, Surroundings};
 use crate::core::backend::Event;
-use crate::failpoint;
 use crate::journal::Journal;
 use crate::process::orphans::reap_orphans;
 use crate::reaper;
@@ -217,7 +216,7 @@ async fn serve(
     let signals = Signals::install().map_err(system("install signal handlers"))?;
     let places = Places::new(&config.socket, &config.state_dir);
     let passed = std::mem::take(&mut inherited.listeners);
-    let (ownership, listeners) =
+    let (mut ownership, listeners) =
         Ownership::take(&config.socket, &config.state_dir, &places, config.socket_group, passed)?;
     let opened = Journal::open(&places.journal())?;
     let here = Here::read().map_err(system("learn which boot this is"))?;
@@ -247,9 +246,9 @@ async fn serve(
     driver.borrow_mut().take_over(opened.rows, opened.unreadable);
     inherited.close_rest();
     driver.borrow().log_problems();
-    let empty = Rc::clone(&driver.borrow().empty);
+    let over = Rc::clone(&driver.borrow().over);
     for listener in listeners {
-        tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener));
+        tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener, ownership.is_own()));
     }
     tokio::task::spawn_local(trimming::trim_logs(Rc::clone(&driver)));
     tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
@@ -273,24 +272,19 @@ async fn serve(
                 }
             }
             request = signals.next() => take_signal(&driver, request),
-            () = empty.notified() => break,
+            () = over.notified() => {
+                if !(ownership.shut_door() && driver.borrow_mut().is_called_once_more()) {
+                    break;
+                }
+            }
         }
     }
-    failpoint::reached("before-flush");
-    let journal = driver.borrow().journal.clone();
-    if !journal.flush() {
-        tracing::warn!("the journal is behind: what runs is known by its start record alone");
-    }
-    // Nobody reads reports any more, so nobody may wait for that.
-    drop(reported);
-    driver.borrow_mut().processes.stop();
-    failpoint::reached("after-flush");
     tracing::info!("ended");
     driver.borrow().remove_sockets();
     // What is watched is let go of before the next broker may have the locks.
     driver.borrow_mut().hosted.clear();
     tokio::task::yield_now().await;
-    ownership.leave();
+    drop(ownership);
     Ok(())
 }
 
@@ -330,6 +324,7 @@ fn take_report(driver: &Shared, report: Report) {
             }
         }
         Report::Process(news) => driver.process_news(news),
+        Report::Settled => driver.settled(),
         Report::Done => {}
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the stream and its limits, and decides nothing about backends.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use broker_proto::{
     ClientMessage, Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Preamble,
     Reassembler, Refusal, ServerMessage, decode,
 };
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -18,6 +19,10 @@ use tokio::time::Instant;
 use super::driver::Shared;
 use super::outbox::{Outbox, Unsent, has_unread};
 use crate::core::admission::Peer;
+
+/// What is read of a peer that is cut off, in one go and in how many: more than the kernel keeps for it.
+const REST_BYTES: usize = 16 << 10;
+const RESTS_MAX: usize = 256;
 
 /// Names a session in the driver; never given out twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +40,10 @@ pub(super) struct Session {
     /// Answers are collected while input is worked off, and written together.
     corked: Cell<bool>,
     closing: Cell<bool>,
+    /// Nothing more is said.
+    is_hushed: Cell<bool>,
+    /// The peer has ended it.
+    has_ended: Cell<bool>,
     /// Our preamble is sent, so messages may follow.
     greeted: Cell<bool>,
     /// It was told once that its version cannot be read.
@@ -67,6 +76,8 @@ impl Session {
             outbox: RefCell::default(),
             corked: Cell::new(false),
             closing: Cell::new(false),
+            is_hushed: Cell::new(false),
+            has_ended: Cell::new(false),
             greeted: Cell::new(false),
             is_corrected: Cell::new(false),
             messages: Cell::new(0),
@@ -76,6 +87,9 @@ impl Session {
 
     /// Sends a message, at once if the socket takes it.
     pub(super) fn send(&self, message: &ServerMessage, descriptor: Option<OwnedFd>) {
+        if self.is_hushed.get() {
+            return;
+        }
         let pushed = self.outbox.borrow_mut().push(message, descriptor);
         match (pushed, message) {
             (Ok(()), _) => {}
@@ -126,12 +140,40 @@ impl Session {
         self.wake.notify_one();
     }
 
+    /// Says no more: once the peer has read what was said it sees the end of the stream. What it still says is read, so
+    /// that it can close in peace.
+    pub(super) fn hush(&self) {
+        self.is_hushed.set(true);
+        self.flush();
+    }
+
     fn flush(&self) {
         let mut outbox = self.outbox.borrow_mut();
         match outbox.flush(&self.stream) {
+            Ok(()) if outbox.is_empty() && self.is_hushed.get() => {
+                // One who has gone already needs no end.
+                let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Write);
+            }
             Ok(()) if outbox.is_empty() => {}
             Ok(()) => self.wake.notify_one(),
             Err(_) => self.close(),
+        }
+    }
+}
+
+impl Drop for Session {
+    /// Closing over what the peer has said and nobody read would be a reset, to a peer which may not have read yet what
+    /// it was told. So it is kept from saying more, and the rest is read.
+    fn drop(&mut self) {
+        if self.has_ended.get() || shutdown(self.stream.as_raw_fd(), Shutdown::Both).is_err() {
+            return;
+        }
+        let mut bytes = [0; REST_BYTES];
+        for _ in 0..RESTS_MAX {
+            match recv(self.stream.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Ok(count) if count > 0 => {}
+                Ok(_) | Err(_) => return,
+            }
         }
     }
 }
@@ -150,6 +192,10 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
             ready = session.stream.readable() => {
                 if ready.is_err() || read(&session, &mut input).is_err() {
                     break;
+                }
+                if session.is_hushed.get() {
+                    (input, due) = (Reassembler::default(), None);
+                    continue;
                 }
                 session.corked.set(true);
                 let before = session.messages.get();
@@ -185,10 +231,12 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
 /// Reads what there is. `Err` is the end of the stream.
 fn read(session: &Session, input: &mut Reassembler) -> Result<(), End> {
     match session.stream.try_read_buf(input.space()) {
-        Ok(0) => Err(End),
-        Ok(_) => Ok(()),
+        Ok(count) if count > 0 => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-        Err(_) => Err(End),
+        Ok(_) | Err(_) => {
+            session.has_ended.set(true);
+            Err(End)
+        }
     }
 }
 

@@ -64,13 +64,16 @@ pub(super) struct Processes {
     is_shared: bool,
     nofile_soft: Option<u64>,
     reports: Sender<Report>,
-    keeper: Option<Handle>,
+    keeper: Option<KeeperHandle>,
     waits: HashMap<Ticket, Wait>,
     /// How many this broker has in hand.
     live: Arc<AtomicUsize>,
+    /// The broker is about to end, and the leases are given up.
+    has_left: bool,
 }
 
-struct Handle {
+/// How to reach the keeper.
+pub(super) struct KeeperHandle {
     orders: SyncSender<Order>,
     wake: Arc<EventFd>,
     /// Closed once the keeper has ended.
@@ -99,6 +102,7 @@ impl Processes {
             keeper: None,
             waits: HashMap::new(),
             live: Arc::default(),
+            has_left: false,
         };
         if processes.has_store() {
             let place = processes.place().map_err(StartError::Facts);
@@ -151,7 +155,7 @@ impl Processes {
             keeper.run(&received, &woken);
             drop::<std::sync::mpsc::Sender<()>>(end);
         })?;
-        self.keeper = Some(Handle { orders, wake, ended });
+        self.keeper = Some(KeeperHandle { orders, wake, ended });
         Ok(())
     }
 
@@ -178,12 +182,19 @@ impl Processes {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Gives the leases up. Call it when nobody reads reports any more, and their receiver is gone.
-    pub(super) fn stop(&mut self) {
-        let Some(keeper) = self.keeper.take() else { return };
-        let _ = keeper.orders.send(Order::Stop);
-        let _ = keeper.wake.write(1);
-        let _ = keeper.ended.recv_timeout(STOP_PATIENCE);
+    /// The keeper, which is to give its leases up. No other one is started.
+    pub(super) fn leave(&mut self) -> Option<KeeperHandle> {
+        self.has_left = true;
+        self.keeper.take()
+    }
+}
+
+impl KeeperHandle {
+    /// Has the leases given up. It may have reports to make until then, which somebody must read.
+    pub(super) fn stop(&self) {
+        let _ = self.orders.send(Order::Stop);
+        let _ = self.wake.write(1);
+        let _ = self.ended.recv_timeout(STOP_PATIENCE);
     }
 }
 
@@ -209,7 +220,7 @@ impl Driver {
         let asker = Asker { session: session.id, request_id };
         let parse = |id: &str| ProcessId::parse(id).map_err(|error| malformed(error.to_string()));
         let is_run = matches!(request, AdminRequest::Run { .. });
-        if is_run {
+        if is_run || self.processes.has_left {
             self.check_serving()?;
         }
         if self.processes.keeper.is_none() && (is_run || self.processes.has_store()) {

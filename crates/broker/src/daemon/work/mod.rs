@@ -73,6 +73,8 @@ pub(super) enum Report {
     },
     /// What the keeper of durable processes tells.
     Process(News),
+    /// What a broker that leaves owes to the disk is written, or cannot be.
+    Settled,
     /// Nothing but that the work is done.
     Done,
 }
