@@ -56,8 +56,6 @@ fn files_below(machine: &Machine, folder: &str) -> Vec<String> {
 
 fn what_is_installed_starts_and_is_replaced_under_a_running_backend() {
     let machine = installed();
-    // Until backends live outside the broker's own cgroup.
-    machine.drop_in("brokerd.service", "[Service]\nKillMode=process\n");
     let backend = machine.resolve("x");
     let broker = machine.main_pid("brokerd.service");
     let program = machine.run(&["readlink", &format!("/proc/{broker}/exe")]).done().stdout;

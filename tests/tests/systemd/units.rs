@@ -56,6 +56,8 @@ fn what_binds_the_broker_does_not_bind_a_backend() {
     assert!(said.starts_with(&format!("{pid} ")), "{said}");
 
     let pid = machine.resolve("x")["pid"].as_u64().expect("a number");
+    let place = machine.property("brokerd-backends.service", "ControlGroup");
+    assert!(machine.cgroup_of(pid).starts_with(&format!("{place}/")), "{}", machine.cgroup_of(pid));
     let namespaces =
         |pid: u64| machine.shell(&format!("cd /proc/{pid}/ns; readlink cgroup ipc mnt net pid user uts")).done();
     assert_eq!(namespaces(pid).stdout, namespaces(1).stdout, "a backend sees what everybody sees");

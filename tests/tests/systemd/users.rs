@@ -6,8 +6,6 @@ trials![a_user_enables_the_socket_and_has_a_broker, a_user_installs_the_broker_a
 
 fn a_user_enables_the_socket_and_has_a_broker() {
     let machine = Machine::boot();
-    // Until backends live outside the broker's own cgroup.
-    machine.write("/etc/systemd/user/brokerd.service.d/trial.conf", "[Service]\nKillMode=process\n");
     let alice = machine.user("alice");
     alice.service(&Service::fake("x", &[]));
     alice.systemctl(&["enable", "--now", "brokerd.socket"]);
@@ -19,12 +17,17 @@ fn a_user_enables_the_socket_and_has_a_broker() {
     assert_eq!(machine.dial(&backend).pid(), pid);
     let place = alice.property("brokerd-backends.service", "ControlGroup");
     assert!(place.contains(&alice.manager()), "{place}");
-    assert!(machine.cgroup_of(pid).contains(&alice.manager()), "{}", machine.cgroup_of(pid));
+    assert!(machine.cgroup_of(pid).starts_with(&format!("{place}/")), "{}", machine.cgroup_of(pid));
 
     alice.systemctl(&["restart", "brokerd.service"]);
     assert_ne!(alice.property("brokerd.service", "MainPID"), broker);
     let after = alice.resolve("x");
     assert_eq!((&after["pid"], &after["generation"]), (&backend["pid"], &backend["generation"]));
+
+    alice.systemctl(&["stop", "brokerd-backends.service"]);
+    assert!(!machine.process_exists(pid), "the backends end with their unit");
+    assert_eq!(alice.property("brokerd.socket", "ActiveState"), "active", "the next client starts it all again");
+    assert_eq!(alice.resolve("x")["generation"], 2);
 }
 
 fn a_user_installs_the_broker_at_home() {
