@@ -11,6 +11,7 @@ const FAKE_BACKEND: &str = "{fake-backend}";
 pub struct Service {
     pub(crate) name: String,
     versions: Vec<(String, Vec<String>)>,
+    in_journal: bool,
     toml: String,
 }
 
@@ -30,7 +31,7 @@ impl Service {
     /// A service without a version yet.
     #[must_use]
     pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), versions: Vec::new(), toml: String::new() }
+        Self { name: name.to_owned(), versions: Vec::new(), in_journal: false, toml: String::new() }
     }
 
     /// Adds a version that is the fake backend with these arguments.
@@ -48,6 +49,13 @@ impl Service {
         self
     }
 
+    /// Has it log to the journal of systemd.
+    #[must_use]
+    pub fn in_journal(mut self) -> Self {
+        self.in_journal = true;
+        self
+    }
+
     /// Adds tables, as TOML.
     #[must_use]
     pub fn toml(mut self, text: &str) -> Self {
@@ -59,6 +67,9 @@ impl Service {
     pub(crate) fn text(&self, starts: &Path, fake_backend: &Path) -> String {
         let (starts, fake_backend) = (starts.display().to_string(), fake_backend.display().to_string());
         let mut text = format!("[service]\nname = {:?}\n", self.name);
+        if self.in_journal {
+            text += "log = \"journal\"\n";
+        }
         for (version, command) in &self.versions {
             let filled = |text: &String| text.replace("{starts}", &starts).replace(FAKE_BACKEND, &fake_backend);
             let command: Vec<String> = command.iter().map(filled).collect();

@@ -59,7 +59,7 @@ fn help_names_the_commands_and_the_exit_codes() {
       processes    Show the processes that `run` began: state, attempt, and how they ended
       cancel       End a process, and wait until it has ended
       prune        Forget processes that have ended, with their output
-      logs         Print what backends wrote to their logs
+      logs         Print what backends wrote to their logs: files, or the journal of systemd
       events       Show what happened to backends and processes: starts, crashes, refusals, ends
       check        Check service files; needs no broker
       reload       Have the broker read its service files again
@@ -273,7 +273,7 @@ fn check_names_file_line_and_column() {
     FOLDER/redis.toml: error: no version: add a [[version]] with `version` and `command`, or
         `directory` and `command` to [versions]
     FOLDER/redis.toml:3:1: error: unknown key `colour` in [service], known are `name`,
-        `description`, `kind` and `environment`
+        `description`, `kind`, `log` and `environment`
     checked 1 file: 0 services, 0 versions; 2 errors, 0 warnings
     --- stderr
     ");

@@ -3,6 +3,7 @@
 //! Each module is one theme. Where no machine can be booted, every trial is reported as ignored, with the reason.
 
 mod installing;
+mod logs;
 mod packaging;
 mod units;
 mod users;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         (packaging::TRIALS, packaging::hindrance()),
         (installing::TRIALS, None),
         (users::TRIALS, None),
+        (logs::TRIALS, None),
         (units::TRIALS, None),
     ];
     let mut trials = Vec::new();

@@ -171,6 +171,21 @@ pub(super) struct Log {
     /// The files of earlier starts, oldest first.
     #[serde(default)]
     pub(super) previous: Vec<std::path::PathBuf>,
+    /// Where it writes to the journal of systemd.
+    pub(super) journal: Option<JournalLog>,
+}
+
+/// How a start is found in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct JournalLog {
+    pub(super) identifier: String,
+    pub(super) generation: u64,
+    pub(super) first_line: String,
+    /// The broker that wrote that.
+    pub(super) written_by: Option<u32>,
+    #[serde(default)]
+    pub(super) pids: Vec<u32>,
+    pub(super) cgroup: Option<String>,
 }
 
 impl Log {

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
 use super::output::{NOT_PERMITTED, TRY_LATER, UNAVAILABLE, harmless, humane_ms};
+use crate::process::log_place::JOURNAL;
 
 /// The exit code of a refused command.
 pub(super) fn exit_code(code: Code) -> u8 {
@@ -95,7 +96,8 @@ pub(super) fn for_people(refusal: &Refusal) -> String {
         }
     }
     if let Some(path) = log_path {
-        let _ = write!(text, "\n  {:<10}{}", "log", harmless(path));
+        let place = if path == JOURNAL { "the journal; `brokerctl logs` shows it".to_owned() } else { harmless(path) };
+        let _ = write!(text, "\n  {:<10}{place}", "log");
     }
     for line in [advice(refusal.code).map(str::to_owned), refusal.retry_after_ms.map(retry_after)].into_iter().flatten()
     {
@@ -170,6 +172,14 @@ mod tests {
           `brokerctl start` tries at once, once the cause is removed
           try again in 29s
         ");
+    }
+
+    #[test]
+    fn a_log_in_the_journal_is_shown_by_a_command() {
+        let mut refusal = crashed();
+        refusal.evidence.log_path = Some("journal".to_owned());
+        let text = for_people(&refusal);
+        assert!(text.contains("\n  log       the journal; `brokerctl logs` shows it\n"), "{text}");
     }
 
     #[test]

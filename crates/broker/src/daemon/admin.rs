@@ -14,7 +14,6 @@ use crate::core::admission::may_control;
 use crate::core::backend::{Event, Ticket};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::journal::Change;
-use crate::process::log_file;
 use crate::services::Catalog;
 
 /// An order over several backends, until the last of them is done.
@@ -290,28 +289,6 @@ impl Driver {
         Ok(json!({ "released": released }))
     }
 
-    fn logs(&mut self, session: SessionId, request_id: RequestId, selection: &Selection) -> Result<(), Box<Refusal>> {
-        let ids = self.select(selection)?;
-        let folders: Vec<_> = ids
-            .iter()
-            .filter_map(|id| Some((self.registry.get(*id)?.0, self.hosted.get(id)?)))
-            .map(|(key, hosted)| (report::name(key), hosted.log.clone(), self.places.logs(key)))
-            .collect();
-        let job = move || {
-            let logs = folders.into_iter().map(|(mut value, newest, folder)| {
-                let earlier = log_file::list(&folder).unwrap_or_default();
-                let earlier: Vec<_> = earlier.into_iter().filter(|path| Some(path) != newest.as_ref()).collect();
-                value["path"] = json!(newest);
-                value["previous"] = json!(earlier);
-                value
-            });
-            Report::Reply { session, request_id, document: json!({ "logs": logs.collect::<Vec<_>>() }) }
-        };
-        let faulty =
-            move || Report::Refused { session, request_id, refusal: telling::fault("the look at the logs failed") };
-        self.work(job, faulty).map_err(|error| no_thread(&error))
-    }
-
     /// Reads the service files again, on a worker thread.
     pub(super) fn reload(&mut self, asker: Option<(SessionId, RequestId)>) -> Result<(), Box<Refusal>> {
         self.tell_reloading();
@@ -326,7 +303,7 @@ impl Driver {
     }
 }
 
-fn no_thread(error: &std::io::Error) -> Box<Refusal> {
+pub(super) fn no_thread(error: &std::io::Error) -> Box<Refusal> {
     Box::new(Refusal::new(Code::Overloaded, format!("no thread for it: {error}")))
 }
 

@@ -285,10 +285,4 @@ impl Driver {
     pub(super) fn session(&self, id: SessionId) -> Option<Rc<Session>> {
         self.sessions.get(&id).map(|connected| Rc::clone(&connected.session))
     }
-
-    /// The logs of what runs, with their caps in bytes.
-    pub(super) fn running_logs(&self) -> Vec<(std::path::PathBuf, u64)> {
-        let running = self.hosted.values().filter_map(|hosted| hosted.running.as_ref());
-        running.map(|running| (running.log.clone(), running.definition.log.max_bytes)).collect()
-    }
 }

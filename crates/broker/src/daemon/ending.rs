@@ -196,14 +196,16 @@ impl Driver {
             Endpoint::Unix { path } if !inherits => Some(PathBuf::from(path)),
             Endpoint::Unix { .. } | Endpoint::Tcp { .. } => None,
         };
-        let Running { main, facts, tree, log, start, .. } = running;
-        let (main, facts, log) = (Some(main), Some(facts), Some(log));
-        let Start { record, cgroup, .. } = start;
-        self.end_with(id, generation, Ending { main, facts, tree, socket, log, record, cgroup });
+        let Running { main, facts, tree, stream, start, .. } = running;
+        let (main, facts) = (Some(main), Some(facts));
+        let Start { log, record, cgroup, .. } = start;
+        let ending = Ending { main, facts, tree, socket, log, stream, is_explained: false, record, cgroup };
+        self.end_with(id, generation, ending);
     }
 
     /// Ends what is left, on a worker thread.
-    pub(super) fn end_with(&mut self, id: BackendId, generation: u64, ending: Ending) {
+    pub(super) fn end_with(&mut self, id: BackendId, generation: u64, mut ending: Ending) {
+        ending.is_explained = self.registry.get(id).is_some_and(|(_, backend)| backend.will_refuse());
         let mains = self.mains.clone();
         // Shared, so that it is not lost with a job that no thread takes.
         let ending = Arc::new(Mutex::new(Some(ending)));

@@ -18,6 +18,7 @@ use crate::net::notify_socket::NotifySocket;
 use crate::net::ownership;
 use crate::process::forked::Survivor;
 use crate::process::group::Tree;
+use crate::process::log_place::LogPlace;
 use crate::process::spawn::Command;
 use crate::process::start::StartFacts;
 use crate::services::{self, Definition, Probe};
@@ -33,8 +34,8 @@ pub(super) struct Hosted {
     pub(super) listener: Option<Held>,
     /// No service file defines it any more.
     pub(super) removed: bool,
-    /// The newest log file.
-    pub(super) log: Option<PathBuf>,
+    /// Where the newest generation writes to.
+    pub(super) log: Option<LogPlace>,
     /// The socket path whose appearance is waited for.
     pub(super) watched: Option<PathBuf>,
     /// Hellos that wait for the end of a generation that is just ending.
@@ -84,7 +85,8 @@ pub(super) struct Running {
     pub(super) looks: u32,
     /// Descendants that were seen when the stop began.
     pub(super) tree: Tree,
-    pub(super) log: PathBuf,
+    /// The broker's own end of a stream to the journal, by which it sees what journald has read.
+    pub(super) stream: Option<Arc<OwnedFd>>,
     /// The command that probes it.
     pub(super) probe: Option<Arc<Command>>,
     /// Ends when the generation does: who listens stops what it does for it.
@@ -116,7 +118,7 @@ pub(super) struct Launched {
     pub(super) main: Main,
     pub(super) endpoint: Endpoint,
     pub(super) facts: StartFacts,
-    pub(super) log: PathBuf,
+    pub(super) stream: Option<Arc<OwnedFd>>,
     pub(super) listener: Option<Held>,
     pub(super) notify: Option<NotifySocket>,
     pub(super) probe: Option<Command>,

@@ -15,7 +15,7 @@ use crate::services::{self, Definition, Probe};
 impl Driver {
     /// Keeps a generation that runs, and begins to watch it.
     pub(super) fn host(&mut self, id: BackendId, launched: Launched, is_adopted: bool) {
-        let Launched { start, main, endpoint, facts, log, listener, notify, probe, dies_with_broker } = launched;
+        let Launched { start, main, endpoint, facts, stream, listener, notify, probe, dies_with_broker } = launched;
         let generation = start.generation;
         // Its log is to be kept short.
         self.launched_one.notify_one();
@@ -27,7 +27,7 @@ impl Driver {
         drop(is_over);
         let Some(hosted) = self.hosted.get_mut(&id) else { return };
         hosted.listener = listener;
-        hosted.log = Some(log.clone());
+        hosted.log.clone_from(&start.log);
         hosted.running = Some(Running {
             generation,
             definition: Arc::clone(&start.definition),
@@ -41,7 +41,7 @@ impl Driver {
             survivors: Vec::new(),
             looks: 0,
             tree: Tree::default(),
-            log,
+            stream,
             probe: probe.map(Arc::new),
             over,
             tasks: running_tasks,

@@ -21,6 +21,7 @@ use crate::journal::{self, Change};
 use crate::process::boot::boot_id;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::{Identity, pid_number};
+use crate::process::log_place::LogPlace;
 use crate::process::start::StartFacts;
 use crate::services::Definition;
 
@@ -51,7 +52,7 @@ pub(super) struct Start {
     pub(super) here: Here,
     pub(super) definition: Arc<Definition>,
     pub(super) endpoint: Option<Endpoint>,
-    pub(super) log: Option<PathBuf>,
+    pub(super) log: Option<LogPlace>,
     pub(super) notify: Option<PathBuf>,
     pub(super) record: Option<PathBuf>,
     /// The cgroup that it begins in.

@@ -20,6 +20,7 @@ mod leaving;
 mod ledger;
 mod listener;
 mod log;
+mod logs;
 mod mains;
 mod manager;
 mod outbox;

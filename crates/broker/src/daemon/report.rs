@@ -11,6 +11,7 @@ use crate::core::backend::Happening;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{millis, millis_up};
 use crate::process::cgroup::Leaf;
+use crate::process::log_place::LogPlace;
 use crate::services::{Catalog, Problem, Severity};
 
 /// A backend's name in parts.
@@ -81,7 +82,7 @@ fn backend(driver: &Driver, id: BackendId) -> Option<Value> {
         "draining": view.draining,
         "status": view.status,
         "quarantine": view.quarantine,
-        "log_path": hosted.log,
+        "log_path": hosted.log.as_ref().map(LogPlace::to_string),
         "cgroup": running.and_then(|r| r.facts.cgroup.as_ref()).map(Leaf::folder),
     });
     extend(&mut value, details);

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::driver::Shared;
+use super::driver::{Driver, Shared};
+use super::hosted::Running;
 use super::work::Report;
 use crate::process::log_file::trim;
 
@@ -17,7 +18,7 @@ pub(super) async fn trim_logs(driver: Shared) {
         launched.notified().await;
         loop {
             tokio::time::sleep(EVERY).await;
-            let running: Vec<(PathBuf, u64)> = driver.borrow().running_logs();
+            let running = driver.borrow().running_log_files();
             if running.is_empty() {
                 break;
             }
@@ -33,5 +34,17 @@ pub(super) async fn trim_logs(driver: Shared) {
                 tracing::warn!(%error, "no thread to trim logs from");
             }
         }
+    }
+}
+
+impl Driver {
+    /// The log files of what runs, with their caps in bytes.
+    fn running_log_files(&self) -> Vec<(PathBuf, u64)> {
+        let running = self.hosted.values().filter_map(|hosted| hosted.running.as_ref());
+        let file = |running: &Running| {
+            let path = running.start.log.as_ref()?.file()?.to_owned();
+            Some((path, running.definition.log.files().max_bytes))
+        };
+        running.filter_map(file).collect()
     }
 }

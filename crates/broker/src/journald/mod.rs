@@ -5,12 +5,21 @@
 //! interfaces of systemd (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>). No library is used for them: those that there
 //! are block the thread that logs while the journal's socket is full, and fix what the message and the fields are.
 
+pub(crate) mod last_words;
 pub(crate) mod native;
+pub(crate) mod reading;
+pub(crate) mod stream;
 
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use nix::sys::stat::fstat;
+
+/// Whether there is a journal on this machine, as it seems.
+pub(crate) fn is_there() -> bool {
+    Path::new(stream::PLACE).exists()
+}
 
 /// Whether a descriptor is a stream of the journal: whoever made it says so in `JOURNAL_STREAM`, as `DEVICE:INODE`
 /// (systemd.exec(5)). A variable that was merely inherited names another file.

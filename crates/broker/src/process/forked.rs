@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_daemon_that_forked_into_a_session_of_its_own_is_found() {
         as_broker(|| {
-            for (redirected, evidence) in [("", Evidence::LogFile), (">/dev/null 2>&1", Evidence::NotifySocket)] {
+            for (redirected, evidence) in [("", Evidence::Log), (">/dev/null 2>&1", Evidence::NotifySocket)] {
                 let start = Start::sh(&format!("setsid -f sh -c 'sleep 1000 & sleep 1001' {redirected}"));
                 assert!(wait_ended(start.spawned.pidfd.as_fd(), GENEROUS));
                 let mut found = Vec::new();

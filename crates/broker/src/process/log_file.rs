@@ -120,7 +120,12 @@ fn is_ours(name: &str) -> bool {
 /// The hole that [`trim`] left is skipped, and so is the rest of a line that the limit cut.
 pub(crate) fn tail(path: &Path, max_lines: usize, max_bytes: u64) -> io::Result<String> {
     // Neither a link nor a FIFO in place of the file leads anywhere or blocks.
-    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    tail_of(file, max_lines, max_bytes)
+}
+
+/// The same of an open file.
+pub(crate) fn tail_of(mut file: File, max_lines: usize, max_bytes: u64) -> io::Result<String> {
     let size = file.metadata()?.len();
     // One byte more shows whether the first line is whole.
     let wanted = size.saturating_sub(max_bytes.saturating_add(1));

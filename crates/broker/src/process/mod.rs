@@ -12,6 +12,7 @@ pub(crate) mod identity;
 pub(crate) mod kernel;
 pub(crate) mod leftovers;
 pub(crate) mod log_file;
+pub(crate) mod log_place;
 pub(crate) mod orphans;
 pub(crate) mod pool;
 pub(crate) mod printable;

@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::Leaf;
 use super::identity::{FileId, Identity, Stat};
 use super::kernel::has_ended;
+use super::log_place::LogPlace;
 use super::spawn::{Command, Spawned};
 
 /// The most that is read of a process's environment or command line.
@@ -30,7 +32,7 @@ const OBSERVE_PAUSE: Duration = Duration::from_millis(1);
 pub(crate) struct StartFacts {
     /// The process that was spawned. Its number is also that of its session and group.
     pub(crate) leader: Identity,
-    /// The start's log file.
+    /// The start's log: its file, or the socket of its stream in the journal.
     pub(crate) log: Option<FileId>,
     /// The start's own notify socket, which no other start was told of.
     pub(crate) notify_socket: Option<PathBuf>,
@@ -50,8 +52,8 @@ pub(crate) enum Evidence {
     Cgroup,
     /// It is in the session that was made for the start.
     Session,
-    /// Its stdout or stderr is the start's log file.
-    LogFile,
+    /// Its stdout or stderr is the start's log.
+    Log,
     /// Its environment names the start's notify socket.
     NotifySocket,
     /// It has the command line that was started.
@@ -93,7 +95,7 @@ impl StartFacts {
         let variable = |(name, value): &(OsString, OsString)| (name == "NOTIFY_SOCKET").then(|| PathBuf::from(value));
         Ok(Self {
             leader,
-            log: is_file(&log).then_some(FileId { device: log.st_dev, inode: log.st_ino }),
+            log: is_one_starts(&log).then_some(FileId { device: log.st_dev, inode: log.st_ino }),
             notify_socket: command.environment.iter().find_map(variable),
             executable: executable.as_ref().map(FileId::from),
             command_line,
@@ -103,14 +105,13 @@ impl StartFacts {
 
     /// The facts of a start that somebody else spawned and could not look at: as they are now, of a leader that lives or
     /// not.
-    pub(crate) fn of_another(leader: Identity, log: Option<&Path>, notify_socket: Option<PathBuf>) -> Self {
+    pub(crate) fn of_another(leader: Identity, log: Option<&LogPlace>, notify_socket: Option<PathBuf>) -> Self {
         let is_there = Identity::of(leader.pid).ok().flatten() == Some(leader);
         let executable = is_there.then(|| fs::metadata(format!("/proc/{}/exe", leader.pid)).ok()).flatten();
         let command_line = if is_there { proc_text(leader.pid, "cmdline").unwrap_or_default() } else { Vec::new() };
-        let log = log.and_then(|log| fs::metadata(log).ok());
         Self {
             leader,
-            log: log.as_ref().map(FileId::from),
+            log: log.and_then(LogPlace::identity),
             notify_socket,
             executable: executable.as_ref().map(FileId::from),
             command_line,
@@ -133,14 +134,14 @@ impl StartFacts {
             return Some(Evidence::Session);
         }
         let outputs = outputs_of(process.pid);
-        if self.log.is_some_and(|log| outputs.contains(&log)) {
-            return Some(Evidence::LogFile);
+        if self.log.is_some_and(|log| outputs.any.contains(&log)) {
+            return Some(Evidence::Log);
         }
         let told = notify_socket_of(process.pid);
         if told.is_some() && told == self.notify_socket {
             return Some(Evidence::NotifySocket);
         }
-        if told.is_some() || !outputs.is_empty() {
+        if told.is_some() || outputs.has_files {
             return None;
         }
         self.likeness(process.pid)
@@ -161,8 +162,8 @@ impl StartFacts {
         if is_in_session && session_is_held {
             return Some(Evidence::Session);
         }
-        if self.log.is_some_and(|log| outputs_of(process.pid).contains(&log)) {
-            return Some(Evidence::LogFile);
+        if self.log.is_some_and(|log| outputs_of(process.pid).any.contains(&log)) {
+            return Some(Evidence::Log);
         }
         if self.notify_socket.is_some() && notify_socket_of(process.pid) == self.notify_socket {
             return Some(Evidence::NotifySocket);
@@ -198,9 +199,9 @@ impl StartFacts {
     }
 
     /// Lets go of a log that is not the file at its path any more: its number may be another file's by now.
-    pub(crate) fn without_a_lost_log(mut self, path: Option<&Path>) -> Self {
-        let there = path.and_then(|path| fs::metadata(path).ok());
-        self.log = self.log.filter(|log| there.as_ref().map(FileId::from) == Some(*log));
+    pub(crate) fn without_a_lost_log(mut self, place: Option<&LogPlace>) -> Self {
+        let there = place.and_then(LogPlace::identity);
+        self.log = self.log.filter(|log| there == Some(*log));
         self
     }
 
@@ -211,14 +212,24 @@ impl StartFacts {
     }
 }
 
-/// The files among stdout and stderr of a process.
-fn outputs_of(pid: Pid) -> Vec<FileId> {
-    let outputs = [1, 2].map(|fd| fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok());
-    outputs.iter().flatten().filter(|file| file.is_file()).map(FileId::from).collect()
+/// Where a process writes to.
+struct Outputs {
+    any: Vec<FileId>,
+    /// Whether there is a file among them. Sockets may be a parent's that reads what its child says.
+    has_files: bool,
 }
 
-fn is_file(stat: &libc::stat) -> bool {
-    stat.st_mode & libc::S_IFMT == libc::S_IFREG
+/// The files and sockets among stdout and stderr of a process.
+fn outputs_of(pid: Pid) -> Outputs {
+    let outputs = [1, 2].map(|fd| fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok());
+    let outputs = || outputs.iter().flatten();
+    let any = outputs().filter(|output| output.is_file() || output.file_type().is_socket()).map(FileId::from).collect();
+    Outputs { any, has_files: outputs().any(fs::Metadata::is_file) }
+}
+
+/// Whether an output is of a kind that the broker makes for each start anew.
+fn is_one_starts(stat: &libc::stat) -> bool {
+    matches!(stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFSOCK)
 }
 
 fn proc_text(pid: Pid, file: &str) -> io::Result<Vec<u8>> {

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::template::Template;
 use crate::core::admission::AccessRules;
 use crate::core::versions::VersionRules;
@@ -195,11 +196,37 @@ pub(crate) enum Resume {
 
 /// What is kept of a backend's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Log {
+#[serde(untagged)]
+pub(crate) enum Log {
+    /// A file for each start.
+    File(LogFiles),
+    /// The journal of systemd, which keeps what journald's configuration says.
+    Journal,
+}
+
+impl Log {
+    /// How files are kept, which a start writes to that finds no journal, too.
+    pub(crate) fn files(self) -> LogFiles {
+        match self {
+            Self::File(files) => files,
+            Self::Journal => LogFiles::default(),
+        }
+    }
+}
+
+/// How the files of a backend are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LogFiles {
     /// The soft cap of one start's file.
     pub(crate) max_bytes: u64,
     /// Files of earlier starts.
     pub(crate) keep: u32,
+}
+
+impl Default for LogFiles {
+    fn default() -> Self {
+        Self { max_bytes: defaults::LOG_MAX_BYTES, keep: defaults::LOG_KEEP }
+    }
 }
 
 /// Signals by their names, `SIGTERM`, which are the same on every machine.

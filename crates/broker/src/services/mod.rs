@@ -19,7 +19,7 @@ pub(crate) mod values;
 
 pub(crate) use catalog::Catalog;
 pub(crate) use definition::{
-    Command, Definition, Endpoint, Environment, Kind, Probe, ProcessDefinition, Resume, Service,
+    Command, Definition, Endpoint, Environment, Kind, Log, Probe, ProcessDefinition, Resume, Service,
 };
 pub(crate) use file::{read as read_file, writable_by_others};
 pub(crate) use problem::{Position, Problem, Severity};

@@ -45,6 +45,9 @@ pub(super) fn read(document: &Document<'_>, name: Option<&Located<ServiceName>>)
             table.error(None, format!("{why}: leave {header} out"));
         }
     }
+    if let Some(log) = document.table("[service]").get("log", |_| Ok(())) {
+        document.error(&log.place, "a process's output is kept in files, from which it is shown again: leave it out");
+    }
     let lifecycle = document.table("[lifecycle]");
     for (key, why) in ABSENT_KEYS {
         if let Some(found) = lifecycle.get(key, |_| Ok(())) {

@@ -13,8 +13,8 @@ use toml::de::DeValue;
 
 use super::defaults;
 use super::definition::{
-    Command, Definition, Endpoint, Environment, Kind, Lifecycle, Log, Probe, Readiness, Recovery, Resume, Service,
-    Session,
+    Command, Definition, Endpoint, Environment, Kind, Lifecycle, Log, LogFiles, Probe, Readiness, Recovery, Resume,
+    Service, Session,
 };
 use super::installed::{self, Installed};
 use super::problem::{Problem, example, quoted};
@@ -24,6 +24,7 @@ use super::template::{Placeholder, Subject, Template};
 use super::values;
 use crate::core::admission::AccessRules;
 use crate::core::versions::VersionRules;
+use crate::journald;
 
 /// The tables of a service file.
 const TABLES: &[&str] = &[
@@ -43,7 +44,7 @@ const TABLES: &[&str] = &[
 /// All keys of a service file.
 const SCHEMA: Schema = &[
     ("", TABLES),
-    ("[service]", &["name", "description", "kind", "environment"]),
+    ("[service]", &["name", "description", "kind", "log", "environment"]),
     ("[service.environment]", &["inherit", "set"]),
     ("[[version]]", &["version", "command"]),
     ("[versions]", &["directory", "command", "minimum", "deny"]),
@@ -291,9 +292,29 @@ fn session(document: &Document<'_>) -> Session {
 
 fn log(document: &Document<'_>) -> Log {
     let table = document.table("[log]");
-    Log {
-        max_bytes: table.get_or("max_bytes", values::size, defaults::LOG_MAX_BYTES),
-        keep: table.get_or("keep", values::number(0..=u64::from(u32::MAX)), defaults::LOG_KEEP),
+    let max_bytes = table.get("max_bytes", values::size);
+    let keep = table.get("keep", values::number(0..=u64::from(u32::MAX)));
+    let places = [("file", false), ("journal", true)];
+    match document.table("[service]").get("log", values::one_of(&places)) {
+        Some(Located { value: true, place }) => {
+            let given = [max_bytes.map(|found| found.place), keep.map(|found| found.place)];
+            for place in given.into_iter().flatten() {
+                let message = "is for log = \"file\" in [service]: how much of the journal is kept, journald.conf says";
+                document.error(&place, message);
+            }
+            if !journald::is_there() {
+                let message = "there is no journal on this machine, systemd does not run: the daemon logs to a file";
+                document.warning(&place, message);
+            }
+            Log::Journal
+        }
+        Some(Located { value: false, .. }) | None => {
+            let default = LogFiles::default();
+            Log::File(LogFiles {
+                max_bytes: max_bytes.map_or(default.max_bytes, |found| found.value),
+                keep: keep.map_or(default.keep, |found| found.value),
+            })
+        }
     }
 }
 

@@ -274,6 +274,12 @@ impl Backend {
         self.is_live() || matches!(self.state, State::Backoff { .. }) || !self.holds.is_empty()
     }
 
+    /// Whether those who wait will be refused, and told of the end that is under way, once nothing is left.
+    pub(crate) fn will_refuse(&self) -> bool {
+        let State::Stopping(stopping) = &self.state else { return false };
+        matches!(stopping.then, Then::Recover(recovery::Decision::Refuse { .. }, _))
+    }
+
     /// What `status` shows.
     pub(crate) fn view(&self, now: Timestamp) -> View {
         let (waiters, retry_at) = match &self.state {

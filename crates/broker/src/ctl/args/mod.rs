@@ -189,7 +189,7 @@ Examples:
     /// Forget processes that have ended, with their output.
     #[command(after_help = processes::PRUNE_HELP)]
     Prune(Prune),
-    /// Print what backends wrote to their logs.
+    /// Print what backends wrote to their logs: files, or the journal of systemd.
     #[command(after_help = "\
 Examples:
   brokerctl logs redis

@@ -39,7 +39,7 @@ impl Driver {
             endpoint: endpoint.clone(),
             main: Main { pid: main.pid, pidfd: Arc::new(pidfd), group },
             facts,
-            log: start.log.clone().unwrap_or_default(),
+            stream: None,
             listener: None,
             notify,
             probe,
@@ -71,7 +71,7 @@ impl Driver {
             return None;
         }
         let output = match log_of(start) {
-            Ok(log) => Arc::new(log.into()),
+            Ok(log) => Arc::new(log),
             Err(error) => {
                 tracing::warn!(%error, backend = %start.key, "its log cannot be opened for its probe");
                 return None;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use broker_proto::Endpoint;
 use nix::unistd::Pid;
@@ -10,11 +11,13 @@ use super::left::Left;
 use crate::core::backend::Phase;
 use crate::daemon::ledger::{Here, Start};
 use crate::daemon::perform::connect;
+use crate::journald::stream::{self, Stream};
 use crate::net::endpoint::ConnectError;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::{self, Identity, Stat};
 use crate::process::kernel::{has_ended, pidfd_open};
 use crate::process::leftovers::heirs;
+use crate::process::log_place::LogPlace;
 use crate::process::start::StartFacts;
 use crate::process::start_record::{self, Child};
 
@@ -141,7 +144,7 @@ impl Judge {
         let facts = || {
             let facts = match &start.process {
                 Some(process) => process.facts.clone(),
-                None => StartFacts::of_another(identity, start.log.as_deref(), start.notify.clone()),
+                None => StartFacts::of_another(identity, start.log.as_ref(), start.notify.clone()),
             };
             facts.in_cgroup(start.cgroup.clone())
         };
@@ -154,7 +157,7 @@ impl Judge {
                 let found = Found { main: identity, group: stat.group, pidfd, facts: facts(), known: known() };
                 if start.record.is_some() { Verdict::Alive(found) } else { Verdict::Doomed(found) }
             }
-            Seen::Gone => self.heir(start, was, facts().without_a_lost_log(start.log.as_deref()), known()),
+            Seen::Gone => self.heir(start, was, facts().without_a_lost_log(start.log.as_ref()), known()),
             Seen::Unclear(reason) => Verdict::Unclear(reason),
         }
     }
@@ -226,9 +229,15 @@ fn see(identity: Identity) -> Seen {
 }
 
 /// The log of a start, for a probe that is run on behalf of a broker that did not open it.
-pub(super) fn log_of(start: &Start) -> std::io::Result<File> {
-    let Some(path) = &start.log else { return File::options().append(true).open("/dev/null") };
-    File::options().append(true).open(path)
+pub(super) fn log_of(start: &Start) -> std::io::Result<OwnedFd> {
+    let appended = |path: &Path| File::options().append(true).open(path).map(OwnedFd::from);
+    match &start.log {
+        None => appended("/dev/null".as_ref()),
+        Some(LogPlace::File(path)) => appended(path),
+        Some(LogPlace::Journal(Stream { identifier, first_line, .. })) => {
+            stream::open(stream::PLACE.as_ref(), identifier, "", first_line.clone()).map(|(socket, _)| socket)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use crate::failpoint;
 use crate::journal::{Change, Row, Unreadable};
 use crate::process::group::Tree;
 use crate::process::log_file;
+use crate::process::log_place::LogPlace;
 use crate::services::Definition;
 
 /// How it went, for the log.
@@ -117,7 +118,7 @@ impl Driver {
         let id = self.restore(&key, memory, &definition);
         if let Some(hosted) = self.hosted.get_mut(&id) {
             hosted.removed = newest.is_none();
-            let newest = || log_file::list(&self.places.logs(&key)).ok()?.pop();
+            let newest = || Some(LogPlace::File(log_file::list(&self.places.logs(&key)).ok()?.pop()?));
             hosted.log = start.as_ref().and_then(|start| start.log.clone()).or_else(newest);
         }
         self.remember(id);
@@ -242,5 +243,5 @@ fn remains(start: Option<&Start>, main: Option<Main>, facts: Option<Arc<crate::p
     let log = start.and_then(|start| start.log.clone());
     let record = start.and_then(|start| start.record.clone());
     let cgroup = start.and_then(|start| start.cgroup.clone());
-    Ending { main, facts, tree: Tree::default(), socket, log, record, cgroup }
+    Ending { main, facts, tree: Tree::default(), socket, log, stream: None, is_explained: false, record, cgroup }
 }

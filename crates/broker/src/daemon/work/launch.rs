@@ -18,11 +18,13 @@ use crate::daemon::mains::Mains;
 use crate::daemon::places::{make_private, start_name};
 use crate::failpoint;
 use crate::journal::Journal;
+use crate::journald::stream;
 use crate::net::endpoint::{bind_tcp, bind_unix, free_tcp_port, prepare_tcp, prepare_unix};
 use crate::net::notify_socket::NotifySocket;
 use crate::process::cgroup::Leaf;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::log_file;
+use crate::process::log_place::LogPlace;
 use crate::process::spawn::{Listen, Spawned, spawn};
 use crate::process::start::StartFacts;
 use crate::process::start_record::StartRecord;
@@ -72,8 +74,7 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     };
     // Programs are looked for before the log is made: what cannot run leaves no trace, and no log gives way to it.
     let commands = Commands::find(&surroundings)?;
-    let log = log_file::open(&order.logs).map_err(|error| failed(error.to_string(), &error))?;
-    let output = Arc::new(log.file.into());
+    let (output, log) = open_log(order)?;
     let (mut daemon, probe) = commands.with_output(&surroundings, &output);
     daemon.listen.extend(
         listener.iter().map(|held| Listen { socket: Arc::clone(&held.socket), name: definition.service.to_string() }),
@@ -81,7 +82,7 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
 
     let mut start = order.start.clone();
     start.endpoint = Some(endpoint.clone());
-    start.log = Some(log.path.clone());
+    start.log = Some(log.clone());
     start.notify = notify.as_ref().map(|notify| notify.path().to_owned());
     let (cgroup, opened) = cgroup(order).unzip();
     start.cgroup = cgroup;
@@ -95,10 +96,8 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     daemon.cgroup = opened.map(Arc::new);
     let spawned = spawn(&daemon).map_err(|error| {
         start.cgroup.iter().for_each(Leaf::remove);
-        let _ = std::fs::remove_file(&log.path);
-        if let Some(record) = &record {
-            let _ = std::fs::remove_file(record.path());
-        }
+        let made = [log.file(), record.as_ref().map(StartRecord::path)];
+        made.into_iter().flatten().for_each(|path| drop(std::fs::remove_file(path)));
         refusal_of_spawn(&error)
     })?;
     failpoint::reached("after-fork");
@@ -124,10 +123,30 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     start.runs_as(&facts, pid);
     order.journal.tell(start.as_change());
     failpoint::reached_after("after-pid", || order.journal.flush());
-    log_file::prune(&order.logs, usize::try_from(definition.log.keep).unwrap_or(usize::MAX), &log.path);
+    if let Some(newest) = log.file() {
+        let keep = usize::try_from(definition.log.files().keep).unwrap_or(usize::MAX);
+        log_file::prune(&order.logs, keep, newest);
+    }
+    let stream = log.file().is_none().then_some(output);
     let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
     let dies_with_broker = spawned.dies_with_parent;
-    Ok(Box::new(Launched { start, endpoint, main, facts, listener, notify, probe, log: log.path, dies_with_broker }))
+    Ok(Box::new(Launched { start, endpoint, main, facts, listener, notify, probe, stream, dies_with_broker }))
+}
+
+/// Opens what the daemon writes to: the journal where it is to and can, else a file.
+fn open_log(order: &Order) -> Result<(Arc<OwnedFd>, LogPlace), Box<Refusal>> {
+    if order.definition.log == services::Log::Journal {
+        let first_line = stream::first_line(&order.key.to_string(), order.start.generation);
+        match stream::open(stream::PLACE.as_ref(), order.key.service.as_str(), "", first_line) {
+            Ok((socket, stream)) => return Ok((Arc::new(socket), LogPlace::Journal(stream))),
+            Err(error) => tracing::warn!(
+                backend = %order.key, generation = order.start.generation, %error,
+                "the journal takes no stream, so the daemon writes to a file"
+            ),
+        }
+    }
+    let log = log_file::open(&order.logs).map_err(|error| failed(error.to_string(), &error))?;
+    Ok((Arc::new(log.file.into()), LogPlace::File(log.path)))
 }
 
 /// Makes the cgroup that it begins in, where there may be one.

@@ -6,7 +6,7 @@ mod commands;
 mod failed;
 mod launch;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -22,11 +22,14 @@ use super::session::SessionId;
 use crate::core::backend::Trace;
 use crate::core::registry::BackendId;
 use crate::failpoint;
+use crate::journald::last_words::last_words;
+use crate::journald::stream::Stream;
 use crate::net::endpoint::{Removal, remove_dead_unix};
 use crate::process::cgroup::Leaf;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::leftovers::end_start;
 use crate::process::log_file;
+use crate::process::log_place::LogPlace;
 use crate::process::spawn::Spawned;
 use crate::process::start::StartFacts;
 use crate::services::Catalog;
@@ -87,7 +90,11 @@ pub(super) struct Ending {
     pub(super) tree: Tree,
     /// A socket file that is dead once nothing is left.
     pub(super) socket: Option<PathBuf>,
-    pub(super) log: Option<PathBuf>,
+    pub(super) log: Option<LogPlace>,
+    /// The broker's own end of a stream to the journal.
+    pub(super) stream: Option<Arc<OwnedFd>>,
+    /// Somebody will be told what it wrote last.
+    pub(super) is_explained: bool,
     pub(super) record: Option<PathBuf>,
     /// What all of it lives in, but for what has left it on purpose.
     pub(super) cgroup: Option<Leaf>,
@@ -105,7 +112,7 @@ pub(super) struct Finished {
 
 /// Ends a generation and looks at what it left.
 pub(super) fn finish(ending: Ending, mains: &Mains) -> Finished {
-    let Ending { main, facts, tree, socket, log, record, cgroup } = ending;
+    let Ending { main, facts, tree, socket, log, stream, is_explained, record, cgroup } = ending;
     failpoint::reached("before-end");
     let main_pid = main.as_ref().map(|main| main.pid);
     let is_other = |pid| Some(pid) != main_pid && mains.contains(pid);
@@ -142,10 +149,26 @@ pub(super) fn finish(ending: Ending, mains: &Mains) -> Finished {
     {
         tracing::warn!(%error, record = %record.display(), "cannot remove the record of a start that is over");
     }
-    let stderr = log.as_deref().and_then(|log| log_file::tail(log, TAIL_LINES, TAIL_BYTES).ok());
+    let stderr = match &log {
+        Some(LogPlace::File(path)) => log_file::tail(path, TAIL_LINES, TAIL_BYTES).ok(),
+        // To ask the journal takes a program, and the time that it takes.
+        Some(LogPlace::Journal(journal)) if is_explained => read_back(journal, stream),
+        Some(LogPlace::Journal(_)) | None => None,
+    };
     let stderr = stderr.map(|text| text.trim_end().to_owned()).filter(|text| !text.is_empty());
-    let trace = Trace { stderr, log_path: log.map(|log| log.to_string_lossy().into_owned()) };
+    let trace = Trace { stderr, log_path: log.map(|log| log.to_string()) };
     let lingering = main.filter(|main| remaining.contains(&main.pid));
     failpoint::reached("after-end");
     Finished { trace, remaining, lingering }
+}
+
+/// What a daemon wrote to the journal last.
+fn read_back(stream: &Stream, held: Option<Arc<OwnedFd>>) -> Option<String> {
+    match last_words(stream, held, TAIL_LINES, TAIL_BYTES) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            tracing::warn!(%error, start = stream.first_line, "what it wrote to the journal cannot be read");
+            None
+        }
+    }
 }

@@ -218,6 +218,15 @@ fn logs() {
 x.toml:7:13: `max_bytes` in [log]: `16 megs` is no size: write sizes as "16MiB", "500kB" or a number of bytes
 x.toml:8:8: `keep` in [log]: expected a whole number from 0 to 4294967295, found the number `-1`
 "#);
+    let journal = |word: &str, more: &str| {
+        let text = problems(&format!("[service]\nname = \"redis\"\nlog = \"{word}\"\n{VERSION}{more}"));
+        text.lines().filter(|line| !line.contains("there is no journal on this machine")).collect::<Vec<_>>().join("\n")
+    };
+    assert_snapshot!(journal("jurnal", ""), @"x.toml:3:7: `log` in [service]: expected `file` or `journal`, found `jurnal`, did you mean `journal`?");
+    assert_snapshot!(journal("journal", "[log]\nmax_bytes = \"1MiB\"\nkeep = 5"), @r#"
+x.toml:8:13: `max_bytes` in [log]: is for log = "file" in [service]: how much of the journal is kept, journald.conf says
+x.toml:9:8: `keep` in [log]: is for log = "file" in [service]: how much of the journal is kept, journald.conf says
+"#);
     assert_snapshot!(added("[log]\nmax_bytes = 0\nkeep = \"5\""), @r"
 x.toml:7:13: `max_bytes` in [log]: must be more than zero bytes
 x.toml:8:8: `keep` in [log]: expected a whole number from 0 to 4294967295, found the string `5`

@@ -59,6 +59,8 @@ x.toml:11:1: a process has no connections: leave [session] out
 x.toml:12:1: a process's output is kept whole until the process is pruned: leave [log] out
 x.toml:14:1: processes are run by root and the user that the broker runs as, and nobody else: leave [access] out
 ");
+    let logs = "[service]\nname = \"x\"\nkind = \"process\"\nlog = \"journal\"\n[[version]]\nversion = \"1\"\ncommand = [\"/bin/x\"]\n";
+    assert_snapshot!(problems(logs), @"x.toml:4:7: `log` in [service]: a process's output is kept in files, from which it is shown again: leave it out");
     assert_snapshot!(said("[lifecycle]\nidle_timeout = \"1h\"\nstop_signal = \"SIGINT\""), @"
 x.toml:8:16: `idle_timeout` in [lifecycle]: a process is never idle: `timeout` in [process] is how long an attempt may take
 x.toml:9:15: `stop_signal` in [lifecycle]: a process that is cancelled gets SIGTERM, then SIGKILL after `stop_timeout`

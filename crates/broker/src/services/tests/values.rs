@@ -1,13 +1,14 @@
 //! What the values of a good service file mean.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::super::{Severity, schema};
 use super::{NAMED, VERSION, daemons, definition, service};
-use crate::services::definition::{Lifecycle, Log, Recovery};
-use crate::services::{Endpoint, Probe, Resume, Template};
+use crate::services::definition::{Lifecycle, LogFiles, Recovery};
+use crate::services::{Endpoint, Log, Probe, Resume, Template};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -33,7 +34,7 @@ fn the_least_file_has_all_defaults() {
     };
     assert_eq!(definition.lifecycle, lifecycle);
     assert_eq!(definition.session.resume, Resume::None);
-    assert_eq!(definition.log, Log { max_bytes: 16 * 1024 * 1024, keep: 5 });
+    assert_eq!(definition.log, Log::File(LogFiles { max_bytes: 16 * 1024 * 1024, keep: 5 }));
 }
 
 #[test]
@@ -101,7 +102,7 @@ fn every_key_of_the_design_is_read() {
     assert_eq!((lifecycle.stop_signal, lifecycle.umask), (Signal::SIGINT, 0o022));
     assert_eq!(lifecycle.working_directory.to_string(), "{state_dir}/data");
     assert_eq!(definition.session.resume, Resume::Reconnect);
-    assert_eq!(definition.log, Log { max_bytes: 1 << 20, keep: 0 });
+    assert_eq!(definition.log, Log::File(LogFiles { max_bytes: 1 << 20, keep: 0 }));
 }
 
 #[test]
@@ -126,7 +127,7 @@ fn durations_are_read_as_people_write_them() {
 #[test]
 fn sizes_are_read_as_people_write_them() {
     for (text, bytes) in [("\"16MiB\"", 16 << 20), ("\"500 kB\"", 500_000), ("\"4096\"", 4096), ("4096", 4096)] {
-        assert_eq!(definition(&format!("[log]\nmax_bytes = {text}")).log.max_bytes, bytes, "{text}");
+        assert_eq!(definition(&format!("[log]\nmax_bytes = {text}")).log.files().max_bytes, bytes, "{text}");
     }
 }
 
@@ -160,5 +161,24 @@ fn a_definition_changes_with_what_a_backend_is_run_with_and_nothing_else() {
         "[service.environment]\nset = { A = \"b\" }",
     ] {
         assert_ne!(base, definition(lines), "{lines}");
+    }
+}
+
+#[test]
+fn a_daemon_logs_to_files_or_to_the_journal() {
+    let log = |line: &str| {
+        let (service, problems) = schema::parse(Path::new("x.toml"), &format!("{NAMED}{line}\n{VERSION}"));
+        // Whether there is a journal depends on the machine.
+        assert!(problems.iter().all(|problem| problem.severity == Severity::Warning), "{problems:?}");
+        daemons(&service.expect("no error")).values().next().expect("one version").log
+    };
+    let files = LogFiles { max_bytes: 16 << 20, keep: 5 };
+    assert_eq!((log(""), log("log = \"file\"")), (Log::File(files), Log::File(files)));
+    assert_eq!((log("log = \"journal\""), Log::Journal.files()), (Log::Journal, files));
+    // As the journal of backends has it; the first is what earlier brokers wrote.
+    for (log, expect) in [(Log::File(files), r#"{"max_bytes":16777216,"keep":5}"#), (Log::Journal, "null")] {
+        let text = serde_json::to_string(&log).expect("plain data");
+        assert_eq!(text, expect);
+        assert_eq!(serde_json::from_str::<Log>(&text).expect("read back"), log);
     }
 }
