@@ -3,6 +3,7 @@
 //! Owns who wins: the command line, then `broker.toml`, then the defaults. Reads the file and creates nothing. A socket
 //! and a state directory on the command line are enough: then no environment variable is needed.
 
+mod log;
 mod paths;
 mod settings;
 
@@ -11,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use log::{Log, LogFormat};
 pub(crate) use paths::{NoDefault, Surroundings};
 use settings::Settings;
 use toml::de::DeValue;
@@ -98,34 +100,6 @@ impl std::str::FromStr for IdleExit {
     fn from_str(text: &str) -> Result<Self, String> {
         settings::idle_exit(&DeValue::String(text.into()))
     }
-}
-
-/// The broker's own log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Log {
-    /// `None` is the journal where stderr is a stream of it and no folder is named, and text elsewhere.
-    pub(crate) format: Option<LogFormat>,
-    /// A filter of `tracing-subscriber`, valid.
-    pub(crate) level: String,
-    /// Where the rolling file is; `None` is stderr, or the journal.
-    pub(crate) directory: Option<PathBuf>,
-    /// How many files are kept.
-    pub(crate) keep: usize,
-}
-
-/// What the log is written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object a line.
-    Json,
-    /// Entries of the journal of systemd, with fields.
-    Journal,
-}
-
-impl LogFormat {
-    const WORDS: [(&str, Self); 3] = [("text", Self::Text), ("json", Self::Json), ("journal", Self::Journal)];
 }
 
 /// Limits on what peers can make grow. None is zero.
