@@ -9,6 +9,7 @@ trials![
     a_format_that_is_given_is_taken_at_its_word,
     a_journal_that_hangs_holds_nobody_up,
     a_service_may_log_to_the_journal,
+    what_a_backend_logs_by_itself_is_its_log_too,
     two_instances_of_a_service_are_told_apart,
     following_goes_on_over_a_restart_of_the_backend,
     what_a_daemon_wrote_last_is_evidence,
@@ -155,6 +156,7 @@ fn a_service_may_log_to_the_journal() {
     let by_identifier = machine.run(&["journalctl", "--quiet", "--output=cat", "-t", "x"]).done().stdout;
     assert_eq!(by_identifier.lines().collect::<Vec<_>>(), [start, "cannot read the <past>", "one", "two"]);
     let urgent = entry(&machine, &["-t", "x"], "cannot read");
+    assert_eq!(urgent["_SYSTEMD_UNIT"], "brokerd-backends.service", "it is not the broker's");
     assert_eq!((&urgent["PRIORITY"], &urgent["_PID"]), (&"3".into(), &backend["pid"].to_string().into()));
     assert_eq!(entry(&machine, &["-t", "x"], "one")["PRIORITY"], "6");
 
@@ -174,6 +176,16 @@ fn a_service_may_log_to_the_journal() {
     let all = machine.ctl(&["logs", "--previous", "-n", "2", "x"]).done().stdout;
     let (old, new) = ("==> x@1.0.0/default, generation 1 <==", "==> x@1.0.0, generation 2 <==");
     assert_eq!(all.lines().collect::<Vec<_>>(), [old, "one", "two", new, second, "cannot read the <past>"]);
+}
+
+fn what_a_backend_logs_by_itself_is_its_log_too() {
+    let script = "systemd-cat -t elsewhere echo by itself; exec /usr/bin/fake-backend --listen \"$0\"";
+    let service = Service::named("x").command("1.0.0", &["/bin/sh", "-c", script, "{endpoint}"]).in_journal();
+    let machine = machine(&[service]);
+    let backend = resolve(&machine, "x");
+    say(&machine, &backend, "as it should");
+    assert_eq!(entry(&machine, &["-t", "elsewhere"], "by itself")["SYSLOG_IDENTIFIER"], "elsewhere");
+    wait_logs(&machine, &["x"], &["starting x@1.0.0/default, generation 1", "by itself", "as it should"]);
 }
 
 fn two_instances_of_a_service_are_told_apart() {
@@ -235,8 +247,6 @@ fn what_a_daemon_wrote_last_is_evidence() {
 
 fn a_daemon_keeps_its_stream_when_its_broker_is_replaced() {
     let machine = machine(&[Service::fake("x", &[]).in_journal()]);
-    // For backends that are in the broker's own cgroup.
-    machine.drop_in("brokerd.service", "[Service]\nKillMode=process\n");
     let backend = resolve(&machine, "x");
     say(&machine, &backend, "before");
     machine.systemctl(&["restart", "brokerd.service"]);

@@ -11,6 +11,7 @@ use super::work::Report;
 use super::{report, telling};
 use crate::core::registry::BackendId;
 use crate::journald::stream::first_line;
+use crate::process::cgroup::Leaf;
 use crate::process::log_file;
 use crate::process::log_place::LogPlace;
 use crate::services::Log;
@@ -59,6 +60,7 @@ impl Driver {
             None if hosted.definition.log == Log::Journal => (first_line(&key.to_string(), generation), None),
             Some(LogPlace::File(_)) | None => return None,
         };
+        let running = hosted.running.as_ref();
         let processes = |running: &super::hosted::Running| {
             let known = running.known.iter().copied().chain([running.main.pid]);
             known.map(nix::unistd::Pid::as_raw).collect::<Vec<_>>()
@@ -68,7 +70,8 @@ impl Driver {
             "generation": generation,
             "first_line": first_line,
             "written_by": writer,
-            "pids": hosted.running.as_ref().map(processes).unwrap_or_default(),
+            "pids": running.map(processes).unwrap_or_default(),
+            "cgroup": running.and_then(|running| running.facts.cgroup.as_ref()).map(Leaf::path),
         }))
     }
 }

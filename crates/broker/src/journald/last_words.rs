@@ -76,6 +76,7 @@ fn run(program: PathBuf, arguments: Vec<String>, deadline: Instant) -> io::Resul
         listen: Vec::new(),
         die_with_parent: true,
         record: None,
+        cgroup: None,
         nofile_soft: None,
     })
     .map_err(io::Error::other)?;

@@ -74,7 +74,8 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     };
     // Programs are looked for before the log is made: what cannot run leaves no trace, and no log gives way to it.
     let commands = Commands::find(&surroundings)?;
-    let (output, log) = open_log(order)?;
+    let (cgroup, opened) = cgroup(order).unzip();
+    let (output, log) = open_log(order, cgroup.as_ref()).inspect_err(|_| cgroup.iter().for_each(Leaf::remove))?;
     let (mut daemon, probe) = commands.with_output(&surroundings, &output);
     daemon.listen.extend(
         listener.iter().map(|held| Listen { socket: Arc::clone(&held.socket), name: definition.service.to_string() }),
@@ -84,7 +85,6 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     start.endpoint = Some(endpoint.clone());
     start.log = Some(log.clone());
     start.notify = notify.as_ref().map(|notify| notify.path().to_owned());
-    let (cgroup, opened) = cgroup(order).unzip();
     start.cgroup = cgroup;
     let record = record(order, &mut start);
     failpoint::reached("before-intent");
@@ -134,10 +134,11 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
 }
 
 /// Opens what the daemon writes to: the journal where it is to and can, else a file.
-fn open_log(order: &Order) -> Result<(Arc<OwnedFd>, LogPlace), Box<Refusal>> {
+fn open_log(order: &Order, cgroup: Option<&Leaf>) -> Result<(Arc<OwnedFd>, LogPlace), Box<Refusal>> {
     if order.definition.log == services::Log::Journal {
         let first_line = stream::first_line(&order.key.to_string(), order.start.generation);
-        match stream::open(stream::PLACE.as_ref(), order.key.service.as_str(), "", first_line) {
+        let unit = cgroup.and_then(Leaf::unit).unwrap_or_default();
+        match stream::open(stream::PLACE.as_ref(), order.key.service.as_str(), unit, first_line) {
             Ok((socket, stream)) => return Ok((Arc::new(socket), LogPlace::Journal(stream))),
             Err(error) => tracing::warn!(
                 backend = %order.key, generation = order.start.generation, %error,

@@ -58,6 +58,17 @@ impl Leaf {
         &self.folder
     }
 
+    /// What `/proc/PID/cgroup` calls it, and with it the journal.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The unit of systemd's that it is below, if it is below one.
+    pub(crate) fn unit(&self) -> Option<&str> {
+        let names = self.path.components().rev().filter_map(|component| component.as_os_str().to_str());
+        names.skip(1).find(|name| name.ends_with(".service") || name.ends_with(".scope"))
+    }
+
     /// Opens it, for what is to begin in it.
     pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
@@ -142,4 +153,21 @@ fn gather(folder: &Path, found: &mut Vec<Pid>) {
     let numbers = text.lines().filter_map(|line| line.parse().ok()).filter(|number| *number > 0);
     found.extend(numbers.map(Pid::from_raw));
     below(folder).iter().for_each(|below| gather(below, found));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_is_the_nearest_one_above() {
+        let unit = |path: &str| {
+            let leaf = Leaf { folder: path.into(), path: path.into(), inode: 1, parent: 1 };
+            leaf.unit().map(str::to_owned)
+        };
+        let backends = "/system.slice/brokerd-backends.service/x.service@1.0.0~default.1";
+        assert_eq!(unit(backends).as_deref(), Some("brokerd-backends.service"));
+        assert_eq!(unit("/user.slice/session-2.scope/broker-1f/x@1.0.0~a.service").as_deref(), Some("session-2.scope"));
+        assert_eq!(unit("/x@1.0.0~a.service"), None);
+    }
 }
