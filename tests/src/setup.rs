@@ -8,6 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::broker::Broker;
+use crate::cgroups;
 use crate::programs::{fake_backend, sibling};
 use crate::service::Service;
 
@@ -19,6 +20,15 @@ pub struct Setup {
     pub(crate) variables: Vec<(String, String)>,
     /// What brokerd's command line is handed to, if anything.
     wrapper: Vec<String>,
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        // A broker that was killed leaves the empty ones of what was killed after it to the next one.
+        if let Some(place) = cgroups::place(&self.folder().join("state")) {
+            let _ = cgroups::remove(&place);
+        }
+    }
 }
 
 impl Default for Setup {

@@ -18,6 +18,8 @@ trials![
     the_next_broker_ends_what_hides_of_a_daemon_that_died_meanwhile,
     cgroups_that_nobody_knows_any_more_are_removed,
     what_is_not_wanted_is_said,
+    a_durable_process_has_a_cgroup_of_its_own_which_goes_with_it,
+    what_hides_of_a_lost_attempt_is_gone_before_the_next,
 ];
 
 /// Starts a process that has nothing to show for where it came from: no session, no environment, no output, no parent;
@@ -168,4 +170,47 @@ fn what_is_not_wanted_is_said() {
     let hidden = hidden(&broker, "x", 1);
     stop(&broker, "x");
     kill(Pid::from_raw(i32::try_from(hidden).expect("a number")), Signal::SIGKILL).expect("it was not found");
+}
+
+/// The process, once it runs so.
+fn process(broker: &Broker, id: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    let look = || {
+        let mut all = broker.ctl_json(&["processes"]).done().json();
+        let all = all["processes"].as_array_mut().expect("a list").iter_mut();
+        all.map(Value::take).find(|process| process["id"] == id).filter(&is_so)
+    };
+    wait_for("the process is so", look)
+}
+
+fn a_durable_process_has_a_cgroup_of_its_own_which_goes_with_it() {
+    let broker = Broker::start(&[]);
+    let _ = broker.ctl(&["run", "--detach", "--id", "x", "--", "sleep", "1000"]).done();
+    let pid = pid_of(&process(&broker, "x", |process| process["pid"].is_u64()));
+    let cgroup = cgroup_of(pid).expect("it runs");
+    assert!(cgroup.ends_with("/run~x.1/command"), "{cgroup}");
+    let place = PathBuf::from(broker.status()["broker"]["cgroups"]["place"].as_str().expect("a place"));
+    let leaf = place.join("run~x.1");
+    // The command and its reaper.
+    assert_eq!(cgroup_members(&leaf).len(), 2);
+    let _ = broker.ctl(&["cancel", "x"]);
+    process(&broker, "x", |process| process["state"] == "cancelled");
+    wait_until("its cgroup is removed", || !leaf.exists());
+}
+
+fn what_hides_of_a_lost_attempt_is_gone_before_the_next() {
+    let broker = Broker::start(&[]);
+    let script = format!("{HIDE}; exec sleep 1000");
+    let note = broker.path("starts/x");
+    let note = note.to_str().expect("UTF-8");
+    let _ = broker.ctl(&["run", "--detach", "--id", "x", "--", "/bin/sh", "-c", &script, note]).done();
+    let command = pid_of(&process(&broker, "x", |process| process["pid"].is_u64()));
+    let first = hidden(&broker, "x", 1);
+    let stat = fs::read_to_string(format!("/proc/{command}/stat")).expect("it runs");
+    let reaper = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)).expect("a parent");
+    kill(Pid::from_raw(reaper.parse().expect("a number")), Signal::SIGKILL).expect("it runs");
+    let second = hidden(&broker, "x", 2);
+    assert!(!process_exists(first) && process_exists(second));
+    let _ = broker.ctl(&["cancel", "x"]);
+    process(&broker, "x", |process| process["state"] == "cancelled");
+    assert!(!process_exists(second));
 }

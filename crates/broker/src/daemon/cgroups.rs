@@ -34,12 +34,19 @@ struct Inner {
 }
 
 impl Cgroups {
-    /// Looks for a place.
+    /// Looks for a place, before anything is started there.
     pub(super) fn new(wanted: config::Cgroups, state: &Path) -> Self {
         let key = fnv1a(state.as_os_str().as_encoded_bytes());
         let mut inner = Inner { wanted, key, place: Err(String::new()), said: String::new() };
         inner.find();
-        Self(Arc::new(Mutex::new(inner)))
+        let cgroups = Self(Arc::new(Mutex::new(inner)));
+        // Those of durable processes that have ended. Where something lives, whoever looks at that process decides.
+        cgroups
+            .strays(|name| !is_start_name(name))
+            .iter()
+            .filter(|(_, stray)| stray.members().is_empty())
+            .for_each(|(_, stray)| stray.remove());
+        cgroups
     }
 
     /// Makes the cgroup of one start, if it can be.
@@ -71,16 +78,17 @@ impl Cgroups {
         facts.cgroup.as_ref().is_some_and(|cgroup| cgroup.has_lost_its_place() || self.are_closing())
     }
 
-    /// Ends what an earlier broker left in cgroups that nobody knows any more, and removes them. What a durable process
-    /// runs in is left alone, as long as something does.
+    /// Those that there are, with their names.
+    fn strays(&self, which: impl Fn(&str) -> bool) -> Vec<(String, Leaf)> {
+        let Ok(place) = self.lock().place.clone() else { return Vec::new() };
+        let names = place.names().into_iter().filter(|name| which(name));
+        names.filter_map(|name| place.existing(&name).map(|leaf| (name, leaf))).collect()
+    }
+
+    /// Ends what an earlier broker left in cgroups of backends that nobody knows any more, and removes them.
     pub(super) fn sweep(&self, is_known: impl Fn(&str) -> bool) {
-        let Ok(place) = self.lock().place.clone() else { return };
-        for name in place.names().into_iter().filter(|name| !is_known(name)) {
-            let Some(stray) = place.existing(&name) else { continue };
+        for (name, stray) in self.strays(|name| is_start_name(name) && !is_known(name)) {
             let ended = stray.members();
-            if !ended.is_empty() && !is_start_name(&name) {
-                continue;
-            }
             if !ended.is_empty() {
                 tracing::warn!(name, ?ended, "ends what outlived an earlier broker");
                 let remaining = stray.end(PATIENCE);

@@ -228,7 +228,7 @@ async fn serve(
     let appearances = watches.readiness();
     let (socket, services) = (config.socket.clone(), catalog.services.len());
     let cgroups = Cgroups::new(config.cgroups, &config.state_dir);
-    let processes = Processes::new(&config, nofile_soft, reports.clone())?;
+    let processes = Processes::new(&config, nofile_soft, cgroups.clone(), reports.clone())?;
     let driver = Driver::new(Parts {
         config,
         nofile_soft,

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::core::durable::Ended;
+use crate::process::cgroup::Leaf;
 use crate::process::identity::Identity;
 
 /// The pause before an outcome is written again that could not be: a full disk becomes free some time.
@@ -74,6 +75,21 @@ pub(crate) struct Attempt {
     /// In the environment of all that the command starts, as [`MARK`]; of this attempt alone.
     #[serde(default)]
     pub(crate) mark: String,
+    /// What the reaper lives in, and below it all that the command starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cgroup: Option<Leaf>,
+}
+
+impl Attempt {
+    /// Its cgroup, in the boot in which there may be one.
+    pub(crate) fn cgroup_in(&self, boot_id: &str) -> Option<&Leaf> {
+        self.cgroup.as_ref().filter(|_| self.boot_id == boot_id)
+    }
+}
+
+/// The name of an attempt's cgroup.
+pub(crate) fn cgroup_name(id: &str, attempt: u32) -> String {
+    format!("run~{id}.{attempt}")
 }
 
 /// The variable by which what an attempt left is known.

@@ -32,7 +32,8 @@ pub(crate) struct Leftovers {
 
 /// Ends what is left of an attempt.
 pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Leftovers {
-    let is_this_boot = boot_id().is_ok_and(|boot| boot == attempt.boot_id);
+    let boot_id = boot_id().unwrap_or_default();
+    let is_this_boot = boot_id == attempt.boot_id;
     let Ok(path) = folder.path().canonicalize() else { return Leftovers::default() };
     let variable = format!("BROKER_PROCESS_ID={}", path.file_name().unwrap_or_default().to_string_lossy());
     let writes_there = |pid: Pid| {
@@ -56,6 +57,13 @@ pub(crate) fn end_leftovers(folder: &Folder, attempt: &Attempt) -> Leftovers {
     };
     let deadline = Instant::now() + PATIENCE;
     let mut killed = Vec::new();
+    if let Some(cgroup) = attempt.cgroup_in(&boot_id) {
+        killed.extend(cgroup.members());
+        if !cgroup.end(PATIENCE).is_empty() {
+            return Leftovers { killed, are_gone: false };
+        }
+        cgroup.remove();
+    }
     loop {
         let found = look(&is_of_it);
         for pidfd in found.values() {

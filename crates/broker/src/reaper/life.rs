@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 
 use super::folder::{Attempt, Folder, MARK, Spec};
 use crate::core::durable::{Ended, EndedBy};
+use crate::process::cgroup::Leaf;
 use crate::process::exit::{Exit, peek};
 use crate::process::group;
 use crate::process::identity::{self, open_if};
@@ -63,8 +64,18 @@ impl Signals {
     }
 }
 
+/// The command, executed.
+pub(super) struct Running {
+    pub(super) main: Spawned,
+    /// What it and all that it starts lives in, if it is in one of its own.
+    pub(super) cgroup: Option<Leaf>,
+}
+
+/// The part of the attempt's cgroup that is the command's, and not the reaper's.
+const COMMAND: &str = "command";
+
 /// Executes the command, or says how that ended.
-pub(super) fn execute(folder: &Folder, spec: &Spec, begun: &Attempt) -> Result<Spawned, Ended> {
+pub(super) fn execute(folder: &Folder, spec: &Spec, begun: &Attempt) -> Result<Running, Ended> {
     let open = |path: &Path| -> Result<Arc<OwnedFd>, Ended> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
         // A full disk, say: not the command's fault, and perhaps better next time.
@@ -88,6 +99,9 @@ pub(super) fn execute(folder: &Folder, spec: &Spec, begun: &Attempt) -> Result<S
     let given = spec.environment.iter().filter(|(name, _)| own.iter().all(|(own, _)| own != name));
     let given = given.map(|(name, value)| (name.into(), value.into()));
     let environment: Vec<_> = given.chain(own.iter().map(|(name, value)| (name.into(), value.into()))).collect();
+    let cgroup = begun.cgroup.as_ref().and_then(|cgroup| cgroup.make_below(COMMAND).ok());
+    let opened = cgroup.as_ref().and_then(|cgroup| cgroup.open().ok()).map(Arc::new);
+    let cgroup = cgroup.filter(|_| opened.is_some());
     let command = Command {
         program: resolve_program(name.as_ref(), path).map_err(|error| not_executed(&error))?,
         argv: spec.argv.iter().map(Into::into).collect(),
@@ -99,10 +113,11 @@ pub(super) fn execute(folder: &Folder, spec: &Spec, begun: &Attempt) -> Result<S
         listen: Vec::new(),
         die_with_parent: true,
         record: None,
-        cgroup: None,
+        cgroup: opened,
         nofile_soft: None,
     };
-    spawn(&command).map_err(|error| not_executed(&error))
+    let main = spawn(&command).map_err(|error| not_executed(&error))?;
+    Ok(Running { cgroup: cgroup.filter(|_| main.strayed.is_none()), main })
 }
 
 fn not_executed(error: &SpawnError) -> Ended {
@@ -129,18 +144,18 @@ struct Stopping {
 }
 
 /// Waits for the command's end, ends it if told to, and ends what it leaves.
-pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals: &Signals) -> Ended {
+pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Running, signals: &Signals) -> Ended {
     let timeout_at = spec.timeout_ms.and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
     let stop_timeout = Duration::from_millis(spec.stop_timeout_ms);
     let stop_signal = Signal::try_from(spec.stop_signal).unwrap_or(Signal::SIGTERM);
     let mut stopping: Option<Stopping> = None;
     let mut was_told = false;
-    while !has_ended(command.pidfd.as_fd()) {
+    while !has_ended(command.main.pidfd.as_fd()) {
         let due = stopping.as_ref().map(|stopping| stopping.kill_at).or(timeout_at);
         wait(command, signals, due);
         let terminated = signals.terminated();
         was_told |= terminated;
-        reap_orphans(|pid| pid == command.pid);
+        reap_orphans(|pid| pid == command.main.pid);
         let is_due = due.is_some_and(|due| due <= Instant::now());
         match &mut stopping {
             None => {
@@ -150,11 +165,11 @@ pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals
                     (false, true) => EndedBy::Timeout,
                     (false, false) => continue,
                 };
-                if has_ended(command.pidfd.as_fd()) {
+                if has_ended(command.main.pidfd.as_fd()) {
                     break;
                 }
                 // The command is not reaped before all is over, so the number is its own.
-                let _ = group::signal(command.pid, stop_signal);
+                let _ = group::signal(command.main.pid, stop_signal);
                 stopping = Some(Stopping { why, kill_at: Instant::now() + stop_timeout });
             }
             Some(stopping) => {
@@ -172,7 +187,7 @@ pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals
         ended_by = if folder.is_cancelled() { EndedBy::Cancel } else { EndedBy::Interrupted };
     }
     end_everything(command);
-    let exit = reap(&command.pidfd).ok().flatten().unwrap_or(Exit::Unknown);
+    let exit = reap(&command.main.pidfd).ok().flatten().unwrap_or(Exit::Unknown);
     let (exit_code, signal) = match exit {
         Exit::Code(code) => (Some(code), None),
         Exit::Signal { number, .. } => (None, Some(number)),
@@ -183,9 +198,9 @@ pub(super) fn supervise(folder: &Folder, spec: &Spec, command: &Spawned, signals
 
 /// Whether a command that failed was told to end together with its reaper: a machine that goes down tells all processes,
 /// and the command may be quicker.
-fn was_interrupted(command: &Spawned, signals: &Signals, was_told: bool) -> bool {
+fn was_interrupted(command: &Running, signals: &Signals, was_told: bool) -> bool {
     const TERMINATED: i32 = 128 + Signal::SIGTERM as i32;
-    let patience = match peek(command.pidfd.as_fd()) {
+    let patience = match peek(command.main.pidfd.as_fd()) {
         Ok(Some(exit)) if exit.is_success() => return false,
         Ok(Some(Exit::Signal { .. } | Exit::Code(TERMINATED))) => SHUTDOWN_SPREAD,
         _ => Duration::ZERO,
@@ -205,7 +220,7 @@ fn was_interrupted(command: &Spawned, signals: &Signals, was_told: bool) -> bool
 }
 
 /// Sleeps until something happens or the time has come.
-fn wait(command: &Spawned, signals: &Signals, due: Option<Instant>) {
+fn wait(command: &Running, signals: &Signals, due: Option<Instant>) {
     let timeout = match due {
         Some(due) => {
             let left = due.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
@@ -213,28 +228,31 @@ fn wait(command: &Spawned, signals: &Signals, due: Option<Instant>) {
         }
         None => PollTimeout::NONE,
     };
-    let mut watched = [command.pidfd.as_fd(), signals.0.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let mut watched = [command.main.pidfd.as_fd(), signals.0.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     let _ = poll(&mut watched, timeout);
 }
 
 /// Kills the command, its group and everything else below this process, and waits until it is gone; the command is left to
 /// be reaped. What is born meanwhile is ended too.
-fn end_everything(command: &Spawned) {
+fn end_everything(command: &Running) {
     let deadline = Instant::now() + END_PATIENCE;
+    if let Some(cgroup) = &command.cgroup {
+        cgroup.end(END_PATIENCE);
+    }
     loop {
-        if peek(command.pidfd.as_fd()).is_ok() {
-            let _ = group::signal(command.pid, Signal::SIGKILL);
+        if peek(command.main.pidfd.as_fd()).is_ok() {
+            let _ = group::signal(command.main.pid, Signal::SIGKILL);
         }
-        let _ = pidfd_signal(command.pidfd.as_fd(), Signal::SIGKILL);
+        let _ = pidfd_signal(command.main.pidfd.as_fd(), Signal::SIGKILL);
         let found = freeze();
         for pidfd in &found {
             let _ = pidfd_signal(pidfd.as_fd(), Signal::SIGKILL);
         }
-        for pidfd in found.iter().map(AsFd::as_fd).chain([command.pidfd.as_fd()]) {
+        for pidfd in found.iter().map(AsFd::as_fd).chain([command.main.pidfd.as_fd()]) {
             wait_ended(pidfd, ROUND);
         }
-        reap_orphans(|pid| pid == command.pid);
-        let is_over = found.is_empty() && has_ended(command.pidfd.as_fd());
+        reap_orphans(|pid| pid == command.main.pid);
+        let is_over = found.is_empty() && has_ended(command.main.pidfd.as_fd());
         if is_over || Instant::now() >= deadline {
             return;
         }

@@ -20,10 +20,11 @@ use std::process::ExitCode;
 
 use nix::unistd::Pid;
 
-use self::folder::{Attempt, Folder, Outcome, Spec, Who, utc_now};
+use self::folder::{Attempt, Folder, Outcome, Spec, Who, cgroup_name, utc_now};
 use self::life::Signals;
 use crate::core::durable::{Ended, EndedBy};
 use crate::process::boot::boot_id;
+use crate::process::cgroup::Leaf;
 use crate::process::identity::Identity;
 
 /// The first argument of a brokerd that is a reaper. No option of a person's begins so.
@@ -76,6 +77,8 @@ fn reap(folder: &Folder, attempt: u32, token: i64) -> Result<(), Declined> {
         command: None,
         started_at: utc_now(),
         mark: format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..)),
+        // Where its owner could not put it into one it has none, and the command none either.
+        cgroup: Leaf::own(&cgroup_name(&spec.id, attempt)),
     };
     folder.write_attempt(&begun)?;
     // Whoever cancels writes first and looks for a reaper then; this looks after it was written down. One of the two sees
@@ -85,11 +88,13 @@ fn reap(folder: &Folder, attempt: u32, token: i64) -> Result<(), Declined> {
     } else {
         match life::execute(folder, &spec, &begun) {
             Ok(command) => {
-                begun.command = Identity::of(command.pid).ok().flatten().map(Who::from);
+                begun.command = Identity::of(command.main.pid).ok().flatten().map(Who::from);
                 // For those who look; nothing depends on it.
                 let _ = folder.write_attempt(&begun);
                 announce();
-                life::supervise(folder, &spec, &command, &signals)
+                let ended = life::supervise(folder, &spec, &command, &signals);
+                command.cgroup.iter().for_each(Leaf::remove);
+                ended
             }
             Err(ended) => ended,
         }

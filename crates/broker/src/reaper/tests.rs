@@ -42,6 +42,7 @@ fn begun(attempt: u32, token: i64) -> Attempt {
         command: None,
         started_at: utc_now(),
         mark: String::new(),
+        cgroup: None,
     }
 }
 

@@ -25,6 +25,7 @@ use super::waits::Waits;
 use crate::core::Timestamp;
 use crate::core::durable::{Durable, Event};
 use crate::core::lease::renewal;
+use crate::daemon::cgroups::Cgroups;
 use crate::daemon::telling;
 use crate::daemon::work::Report;
 use crate::process::boot::since_boot;
@@ -54,6 +55,7 @@ pub(super) struct Parts {
     /// The most processes that this broker runs at once.
     pub(super) concurrent: usize,
     pub(super) nofile_soft: Option<u64>,
+    pub(super) cgroups: Cgroups,
     pub(super) reports: Sender<Report>,
     pub(super) live_count: Arc<AtomicUsize>,
 }

@@ -95,7 +95,7 @@ impl Keeper {
             }
             Err(_) => return Some(Event::Hindered),
         }
-        match launch::launch(&self.folder(id), attempt, token, self.parts.nofile_soft) {
+        match launch::launch(&self.folder(id), attempt, token, self.parts.nofile_soft, &self.parts.cgroups) {
             Ok(launched) => {
                 tracing::info!(process = %id, attempt, reaper = launched.reaper.pid.as_raw(), "started");
                 let reaper = Arc::new(launched.reaper.pidfd);

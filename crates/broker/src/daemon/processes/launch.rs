@@ -15,12 +15,14 @@ use nix::unistd::pipe2;
 
 use super::records::RecordError;
 use crate::core::durable::Found;
+use crate::daemon::cgroups::Cgroups;
 use crate::process::boot::boot_id;
+use crate::process::cgroup::Leaf;
 use crate::process::identity::open_if;
 use crate::process::kernel::pidfd_signal;
 use crate::process::spawn::{Command, SpawnError, Spawned, spawn};
 use crate::reaper;
-use crate::reaper::folder::{Attempt, Folder, Spec};
+use crate::reaper::folder::{Attempt, Folder, Spec, cgroup_name};
 use crate::reaper::leftovers::end_leftovers;
 
 /// What a look at a folder showed.
@@ -62,6 +64,8 @@ fn try_look(folder: &Folder) -> io::Result<Look> {
     let (attempt, outcome) = (folder.attempt_or_aside()?, folder.outcome_or_aside()?);
     let attempts = attempt.as_ref().map_or(0, |attempt| attempt.attempt);
     if let Some(outcome) = outcome.filter(|outcome| outcome.attempt >= attempts) {
+        // The reaper could not remove it with itself in it.
+        attempt.iter().filter_map(|attempt| attempt.cgroup_in(&boot_id().ok()?)).for_each(Leaf::remove);
         let ended_at = Some(outcome.ended_at);
         let pid = attempt.and_then(|attempt| attempt.command).map(|command| command.pid);
         return Ok(Look {
@@ -128,10 +132,14 @@ pub(super) fn launch(
     attempt: u32,
     token: i64,
     nofile_soft: Option<u64>,
+    cgroups: &Cgroups,
 ) -> Result<Launched, SpawnError> {
     let failed = |step| move |source: io::Error| SpawnError::Prepare { step, source };
     let (announcement, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed("pipe")(errno.into()))?;
     let null = File::options().write(true).open("/dev/null").map_err(failed("open /dev/null"))?;
+    let id = folder.path().file_name().unwrap_or_default().to_string_lossy();
+    let cgroup = cgroups.leaf(&cgroup_name(&id, attempt));
+    let opened = cgroup.as_ref().and_then(|cgroup| cgroup.open().ok());
     let command = Command {
         program: "/proc/self/exe".into(),
         argv: vec![
@@ -149,10 +157,16 @@ pub(super) fn launch(
         listen: Vec::new(),
         die_with_parent: false,
         record: None,
-        cgroup: None,
+        cgroup: opened.map(Arc::new),
         nofile_soft,
     };
-    Ok(Launched { reaper: spawn(&command)?, announcement })
+    let remove = || cgroup.iter().for_each(Leaf::remove);
+    let reaper = spawn(&command).inspect_err(|_| remove())?;
+    if let Some(error) = &reaper.strayed {
+        tracing::warn!(%error, folder = %folder.path().display(), "a reaper cannot be put into its cgroup");
+        remove();
+    }
+    Ok(Launched { reaper, announcement })
 }
 
 /// Makes the folder of a new process, which remains to be synced. What an earlier one of that id left, of which no record tells, gives way.

@@ -40,6 +40,7 @@ use self::services::resolve_work;
 use self::spec::{Registration, malformed};
 use self::store::{OpenError, Place, chain};
 use super::admin::reply;
+use super::cgroups::Cgroups;
 use super::driver::Driver;
 use super::hosted::Task;
 use super::session::{Session, SessionId};
@@ -63,6 +64,7 @@ pub(super) struct Processes {
     settings: config::Processes,
     is_shared: bool,
     nofile_soft: Option<u64>,
+    cgroups: Cgroups,
     reports: Sender<Report>,
     keeper: Option<KeeperHandle>,
     waits: HashMap<Ticket, Wait>,
@@ -93,11 +95,17 @@ impl Processes {
     ///
     /// # Errors
     /// A newer broker wrote the store.
-    pub(super) fn new(config: &Config, nofile_soft: Option<u64>, reports: Sender<Report>) -> Result<Self, StoreError> {
+    pub(super) fn new(
+        config: &Config,
+        nofile_soft: Option<u64>,
+        cgroups: Cgroups,
+        reports: Sender<Report>,
+    ) -> Result<Self, StoreError> {
         let mut processes = Self {
             settings: config.processes.clone(),
             is_shared: config.processes.is_shared,
             nofile_soft,
+            cgroups,
             reports,
             keeper: None,
             waits: HashMap::new(),
@@ -146,6 +154,7 @@ impl Processes {
             is_shared: self.is_shared,
             concurrent: self.settings.concurrent,
             nofile_soft: self.nofile_soft,
+            cgroups: self.cgroups.clone(),
             reports: self.reports.clone(),
             live_count: Arc::clone(&self.live),
         });

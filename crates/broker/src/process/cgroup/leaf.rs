@@ -54,6 +54,17 @@ impl Leaf {
         Ok(Self { inode: inode(&folder)?, parent: inode(above)?, folder, path })
     }
 
+    /// The calling process's own, if it has that name.
+    pub(crate) fn own(name: &str) -> Option<Self> {
+        let own = hierarchy::own().ok()?;
+        own.ends_with(name).then(|| Self::existing(own.parent()?, name).ok()).flatten()
+    }
+
+    /// Makes one below it, for a part of what belongs to it.
+    pub(crate) fn make_below(&self, name: &str) -> io::Result<Self> {
+        Self::make(&self.folder, name)
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
