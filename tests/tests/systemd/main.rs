@@ -2,6 +2,7 @@
 //!
 //! Each module is one theme. Where no machine can be booted, every trial is reported as ignored, with the reason.
 
+mod cgroups;
 mod installing;
 mod logs;
 mod packaging;
@@ -20,6 +21,8 @@ fn main() -> ExitCode {
     let modules = [
         (packaging::TRIALS, packaging::hindrance()),
         (installing::TRIALS, None),
+        (cgroups::with_controllers::TRIALS, cgroups::with_controllers::hindrance()),
+        (cgroups::TRIALS, None),
         (users::TRIALS, None),
         (logs::TRIALS, None),
         (units::TRIALS, None),

@@ -17,7 +17,7 @@ fn a_user_enables_the_socket_and_has_a_broker() {
     assert_eq!(machine.dial(&backend).pid(), pid);
     let place = alice.property("brokerd-backends.service", "ControlGroup");
     assert!(place.contains(&alice.manager()), "{place}");
-    assert!(machine.cgroup_of(pid).starts_with(&format!("{place}/")), "{}", machine.cgroup_of(pid));
+    assert_eq!(machine.cgroup_of(pid), format!("{place}/x@1.0.0~default.1"));
 
     alice.systemctl(&["restart", "brokerd.service"]);
     assert_ne!(alice.property("brokerd.service", "MainPID"), broker);
