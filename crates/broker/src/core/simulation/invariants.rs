@@ -82,8 +82,8 @@ impl Invariants {
                 known.retried = false;
                 waiter.as_ref()
             }
-            // Whoever waits is refused at once.
-            Event::StartFailed { .. } => {
+            // Of the one whoever waits is refused at once; the other says nothing of the daemon. Time closes the window.
+            Event::StartFailed { .. } | Event::TakenDown { .. } => {
                 known.retried = false;
                 None
             }
