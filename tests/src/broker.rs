@@ -77,6 +77,9 @@ impl Broker {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the folder takes a file");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        if let Some(keeper) = &self.setup.keeper {
+            keeper.pass_on(&mut command);
+        }
         self.child = Some(command.spawn().expect("brokerd can be executed"));
     }
 

@@ -9,6 +9,7 @@ mod cgroups;
 mod command;
 mod deaths;
 mod dial;
+mod keeper;
 mod leftovers;
 mod machine;
 mod programs;

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::broker::Broker;
 use crate::cgroups;
+use crate::keeper::Keeper;
 use crate::programs::{fake_backend, sibling};
 use crate::service::Service;
 
@@ -20,6 +21,8 @@ pub struct Setup {
     pub(crate) variables: Vec<(String, String)>,
     /// What brokerd's command line is handed to, if anything.
     wrapper: Vec<String>,
+    /// The service manager that keeps its sockets, if it has one.
+    pub(crate) keeper: Option<Keeper>,
 }
 
 impl Drop for Setup {
@@ -48,7 +51,7 @@ impl Setup {
         for name in ["services.d", "starts", "home"] {
             fs::create_dir(folder.path().join(name)).expect("a new folder is empty");
         }
-        Self { folder, arguments: Vec::new(), variables: Vec::new(), wrapper: Vec::new() }
+        Self { folder, arguments: Vec::new(), variables: Vec::new(), wrapper: Vec::new(), keeper: None }
     }
 
     /// The folder.
@@ -111,6 +114,14 @@ impl Setup {
     pub fn wrapper(mut self, command: &[&str]) -> Self {
         self.wrapper = command.iter().map(|&text| text.to_owned()).collect();
         self
+    }
+
+    /// Gives the broker a service manager that keeps its sockets and passes them to the next broker of the folder.
+    #[must_use]
+    pub fn kept(mut self) -> Self {
+        self.keeper = Some(Keeper::at(self.folder().join("manager")));
+        // What the shell executes is the shell's own process.
+        self.wrapper(&["sh", "-c", "export LISTEN_PID=$$; exec \"$@\"", "brokerd"])
     }
 
     /// brokerd's program, without arguments.

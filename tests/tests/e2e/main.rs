@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         idle_exit::TRIALS,
         manager::TRIALS,
         adoption::STARTING,
+        adoption::KEPT,
         adoption::TAKEN_OVER,
         adoption::BUDGET,
         adoption::STRANGERS,

@@ -6,6 +6,7 @@ mod cgroups;
 mod installing;
 mod logs;
 mod packaging;
+mod sockets;
 mod units;
 mod users;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         (cgroups::TRIALS, None),
         (users::TRIALS, None),
         (logs::TRIALS, None),
+        (sockets::TRIALS, None),
         (units::TRIALS, None),
     ];
     let mut trials = Vec::new();

@@ -15,6 +15,7 @@ use super::admin::Batch;
 use super::cgroups::Cgroups;
 use super::clock::{Timer, now};
 use super::events::Events;
+use super::fd_store::FdStore;
 use super::hosted::Hosted;
 use super::ledger::Here;
 use super::mains::Mains;
@@ -80,6 +81,7 @@ pub(super) struct Driver {
     pub(super) events: Events,
     pub(super) journal: Journal,
     pub(super) here: Here,
+    pub(super) fd_store: FdStore,
     pub(super) sessions: HashMap<SessionId, Connected>,
     pub(super) sessions_of_user: HashMap<u32, usize>,
     pub(super) watches: Watches,
@@ -150,12 +152,13 @@ pub(super) struct Parts {
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) journal: Journal,
     pub(super) here: Here,
+    pub(super) fd_store: FdStore,
 }
 
 impl Driver {
     pub(super) fn new(parts: Parts) -> Shared {
         let Parts { config, nofile_soft, places, cgroups, catalog, watches, timer, listeners, manager, .. } = parts;
-        let Parts { processes, reports, journal, here, .. } = parts;
+        let Parts { processes, reports, journal, here, fd_store, .. } = parts;
         let began = now();
         let idle_exit = IdleExit::new(began, config.idle_exit);
         Rc::new_cyclic(|me| {
@@ -174,6 +177,7 @@ impl Driver {
                 events: Events::new(),
                 journal,
                 here,
+                fd_store,
                 sessions: HashMap::new(),
                 sessions_of_user: HashMap::new(),
                 watches,

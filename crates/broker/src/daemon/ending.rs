@@ -246,6 +246,9 @@ impl Driver {
             tasks::reap_later(self.mains.clone(), main);
         }
         self.remember_end(id, generation, &trace);
+        if let Some(hosted) = self.hosted.get_mut(&id) {
+            hosted.drop_undefined_listener();
+        }
         self.dispatch(id, Event::Gone { generation, trace });
     }
 }

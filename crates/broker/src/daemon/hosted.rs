@@ -1,7 +1,7 @@
 //! What the driver keeps of a backend: its definition, and the processes and sockets of its running generation.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tokio::task::JoinHandle;
 
 use super::doubts::Doubt;
+use super::fd_store::Stored;
 use super::ledger::{Start, fingerprint};
 use crate::core::backend::Policies;
 use crate::core::readiness::Pace;
@@ -53,13 +54,44 @@ pub(super) struct Held {
     pub(super) endpoint: Endpoint,
     /// What it was made from; another definition wants another socket.
     pub(super) declared: services::Endpoint,
+    /// That the service manager keeps it, too.
+    pub(super) stored: Option<Arc<Stored>>,
 }
 
 impl Held {
     /// Takes the socket's file away. A launch that still uses the descriptor keeps it open.
     pub(super) fn remove(&self) {
-        if let Endpoint::Unix { path } = &self.endpoint {
+        if let Some(path) = self.path() {
             let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Where it is a file.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match &self.endpoint {
+            Endpoint::Unix { path } => Some(Path::new(path)),
+            Endpoint::Tcp { .. } => None,
+        }
+    }
+
+    /// Whether the next broker finds it as it is.
+    pub(super) fn is_left(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.is_left())
+    }
+}
+
+/// Where the broker listens to what a daemon says of itself.
+#[derive(Debug)]
+pub(super) struct Ear {
+    pub(super) socket: NotifySocket,
+    /// That the service manager keeps it, too.
+    pub(super) stored: Option<Stored>,
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        if self.stored.as_ref().is_some_and(Stored::is_left) {
+            self.socket.leave_file();
         }
     }
 }
@@ -120,7 +152,7 @@ pub(super) struct Launched {
     pub(super) facts: StartFacts,
     pub(super) stream: Option<Arc<OwnedFd>>,
     pub(super) listener: Option<Held>,
-    pub(super) notify: Option<NotifySocket>,
+    pub(super) notify: Option<Ear>,
     pub(super) probe: Option<Command>,
 }
 
@@ -158,15 +190,18 @@ impl Hosted {
     pub(super) fn drop_unfit_listener(&mut self, definition: &Definition) {
         let inherits = matches!(definition.readiness.probe, Probe::Socket { .. });
         let fits = |held: &Held| {
-            let path = match &held.endpoint {
-                Endpoint::Unix { path } => Some(path),
-                Endpoint::Tcp { .. } => None,
-            };
             inherits
                 && held.declared == definition.endpoint
-                && path.is_none_or(|path| std::fs::exists(path).unwrap_or(true))
+                && held.path().is_none_or(|path| std::fs::exists(path).unwrap_or(true))
         };
         if let Some(held) = self.listener.take_if(|held| !fits(held)) {
+            held.remove();
+        }
+    }
+
+    /// Lets go of a held listening socket where nothing runs and no service file defines what would serve it.
+    pub(super) fn drop_undefined_listener(&mut self) {
+        if let Some(held) = self.listener.take_if(|_| self.removed) {
             held.remove();
         }
     }

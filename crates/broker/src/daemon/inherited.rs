@@ -5,14 +5,14 @@
 //! broker's things belong to, the sweep finds out.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
-use sd_notify::NotifyState;
 
-/// How the names end of what an earlier broker gave away.
-const KEPT: [&str; 2] = [".sock", ".notify"];
+use super::fd_store::{FdStore, Stored};
+use super::places::{LISTENER, NOTIFY};
+use crate::net::endpoint::KeptError;
 
 /// Everything that was passed.
 #[derive(Debug, Default)]
@@ -59,25 +59,58 @@ impl Inherited {
         self.listeners.iter().map(|listening| listening.path.as_path())
     }
 
-    /// Closes what nobody has claimed, and has the service manager forget it.
-    pub(super) fn close_rest(self) {
-        for (name, descriptor) in self.others {
-            tracing::warn!(
-                name,
-                descriptor = descriptor.as_raw_fd(),
-                "the service manager passed a descriptor that means nothing to this broker; it is closed"
-            );
-            let forget = [NotifyState::FdStoreRemove, NotifyState::FdName(&name)];
-            if let Err(error) = sd_notify::notify(&forget) {
-                tracing::warn!(%error, name, "the service manager cannot be told to forget a descriptor");
+    /// Takes what was kept under a name, if it is what it should be: the first of them, if there are several. The others
+    /// are closed and forgotten.
+    pub(super) fn claim<T: AsFd>(
+        &mut self,
+        name: &str,
+        fd_store: &FdStore,
+        take: impl Fn(OwnedFd) -> Result<T, KeptError>,
+    ) -> Option<(T, Option<Stored>)> {
+        let mut claimed = None;
+        let mut is_whole = true;
+        for (_, descriptor) in self.others.extract_if(.., |(own, _)| own == name) {
+            is_whole &= claimed.is_none();
+            match take(descriptor) {
+                Ok(taken) => claimed = claimed.or(Some(taken)),
+                Err(error) => {
+                    is_whole = false;
+                    tracing::warn!(name, %error, "what the service manager kept is of no use any more");
+                }
             }
         }
+        if !is_whole {
+            fd_store.forget(name);
+        }
+        let claimed = claimed?;
+        let stored = if is_whole { fd_store.kept(name) } else { fd_store.keep(name, &claimed) };
+        Some((claimed, stored))
+    }
+
+    /// Closes what nobody has claimed, and has the service manager forget it.
+    pub(super) fn close_rest(self, fd_store: &FdStore) {
+        if self.others.is_empty() {
+            return;
+        }
+        for (name, descriptor) in self.others {
+            match is_kept(&name) {
+                true => tracing::info!(name, "a socket of an earlier broker belongs to nobody any more; it is closed"),
+                false => tracing::warn!(
+                    name,
+                    descriptor = descriptor.as_raw_fd(),
+                    "the service manager passed a descriptor that means nothing to this broker; it is closed"
+                ),
+            }
+            fd_store.forget(&name);
+        }
+        // Until that is done a dead socket looks alive.
+        fd_store.settle();
     }
 }
 
 /// Whether that is a name which a broker gives: the file name of an endpoint, with a key or its hash before the ending.
 fn is_kept(name: &str) -> bool {
-    let stem = KEPT.iter().find_map(|ending| name.strip_suffix(ending));
+    let stem = [LISTENER, NOTIFY].into_iter().find_map(|ending| name.strip_suffix(ending));
     stem.is_some_and(|stem| {
         let hash = stem.split('.').next().unwrap_or_default();
         stem.contains('@') || hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit())

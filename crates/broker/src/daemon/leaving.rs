@@ -5,6 +5,7 @@ use broker_proto::{Reconnect, ServerMessage};
 use super::clock::now;
 use super::deadlines::is_awaited;
 use super::driver::{Driver, Leave, Settling};
+use super::hosted::Held;
 use super::work::Report;
 use crate::core::backend::{Backend, Event};
 use crate::core::farewell::{Farewell, Step};
@@ -119,12 +120,15 @@ impl Driver {
         self.leave_if_empty();
     }
 
-    /// Removes the sockets that the broker holds for backends that do not run.
+    /// Removes the sockets that the broker holds for backends that do not run, unless the service manager keeps them for
+    /// the next broker.
     pub(super) fn remove_sockets(&self) {
+        if self.leaving.is_some_and(|leave| leave.keeps) {
+            self.fd_store.leave_behind();
+        }
         for (id, ..) in self.registry.iter().filter(|(_, _, backend)| !backend.is_live()) {
-            if let Some(held) = self.hosted.get(&id).and_then(|hosted| hosted.listener.as_ref()) {
-                held.remove();
-            }
+            let held = self.hosted.get(&id).and_then(|hosted| hosted.listener.as_ref());
+            held.filter(|held| !held.is_left()).into_iter().for_each(Held::remove);
         }
         self.cgroups.leave();
         // Only if it is empty: a daemon may have made something there.

@@ -13,6 +13,7 @@ mod doubts;
 mod driver;
 mod ending;
 mod events;
+mod fd_store;
 mod hosted;
 mod hosting;
 mod inherited;
@@ -58,6 +59,7 @@ use self::cgroups::Cgroups;
 use self::clock::Timer;
 use self::detach::{Launcher, Side, detach};
 use self::driver::{Driver, Leave, Parts, Shared};
+use self::fd_store::FdStore;
 use self::inherited::Inherited;
 use self::ledger::Here;
 use self::manager::Manager;
@@ -81,6 +83,9 @@ const REPORTS_MAX: usize = 1024;
 
 /// How soon a client may come back after this broker was asked to end by its supervisor, or left unused.
 const RECONNECT_AFTER_MS: u64 = 500;
+
+/// The soft limit of open files, if it cannot be known: what Linux starts with.
+const NOFILE_USUAL: u64 = 1024;
 
 /// Another broker holds the place: as sysexits.h has it, try again later.
 const EXIT_TAKEN: u8 = 75;
@@ -222,6 +227,7 @@ async fn serve(
     let opened = Journal::open(&places.journal())?;
     let here = Here::read().map_err(system("learn which boot this is"))?;
     let catalog = Catalog::load(&config.services);
+    let fd_store = FdStore::of_manager(nofile_soft.unwrap_or(NOFILE_USUAL));
     let (reports, mut reported) = mpsc::channel(REPORTS_MAX);
     let timer = Rc::new(Timer::new().map_err(system("make a timer"))?);
     let watches = Watches::new().map_err(system("watch folders"))?;
@@ -243,9 +249,9 @@ async fn serve(
         reports,
         journal: opened.journal.clone(),
         here,
+        fd_store: fd_store.clone(),
     });
-    driver.borrow_mut().take_over(opened.rows, opened.unreadable);
-    inherited.close_rest();
+    driver.borrow_mut().take_over(opened.rows, opened.unreadable, inherited);
     driver.borrow().log_problems();
     let over = Rc::clone(&driver.borrow().over);
     for listener in listeners {
@@ -285,6 +291,7 @@ async fn serve(
     // What is watched is let go of before the next broker may have the locks.
     driver.borrow_mut().hosted.clear();
     tokio::task::yield_now().await;
+    fd_store.flush();
     drop(ownership);
     Ok(())
 }

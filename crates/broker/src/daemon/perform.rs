@@ -11,6 +11,7 @@ use super::driver::{Driver, Kind};
 use super::ending::Look;
 use super::hosted::Launched;
 use super::ledger::{Start, fingerprint};
+use super::places::name_of;
 use super::session::{Session, SessionId};
 use super::work::{self, Order, Report};
 use super::{tasks, telling};
@@ -129,6 +130,8 @@ impl Driver {
             record: self.places.start(&key, generation),
             journal: self.journal.clone(),
             cgroups: self.cgroups.clone(),
+            fd_store: self.fd_store.clone(),
+            listener_name: name_of(&self.places.socket(&key)),
             key,
         };
         self.launching += 1;

@@ -18,6 +18,10 @@ use crate::services::values::SOCKET_PATH_MAX;
 /// Room for what follows an endpoint's stem: `.` and a generation of twenty digits and `.notify`.
 const SUFFIX_MAX: usize = 28;
 
+/// How the names end of listening sockets, and of notify sockets.
+pub(super) const LISTENER: &str = ".sock";
+pub(super) const NOTIFY: &str = ".notify";
+
 /// The folder of a backend's log files, in its own.
 const LOGS: &str = "logs";
 
@@ -67,12 +71,12 @@ impl Places {
 
     /// The Unix socket of a backend whose service file names none.
     pub(super) fn socket(&self, key: &BackendKey) -> PathBuf {
-        self.endpoint(key, ".sock")
+        self.endpoint(key, LISTENER)
     }
 
     /// The notify socket of one start.
     pub(super) fn notify(&self, key: &BackendKey, generation: u64) -> PathBuf {
-        self.endpoint(key, &format!(".{generation}.notify"))
+        self.endpoint(key, &format!(".{generation}{NOTIFY}"))
     }
 
     /// Readable where the kernel's limit on socket paths allows it, else a hash. `@` and `~` are in no name.
@@ -142,6 +146,11 @@ impl Places {
     pub(super) fn lock(&self) -> PathBuf {
         self.state.join("lock")
     }
+}
+
+/// What a socket is called where the service manager keeps it: as its file is.
+pub(super) fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Makes a folder and those above it, each new one for its owner alone: 0700, or 0750 with a group.

@@ -82,11 +82,14 @@ impl Driver {
     /// Tells the machines whose definition is another now, and marks those who have none any more.
     fn redefine_changed(&mut self) {
         let mut changed = Vec::new();
-        for (id, key, _) in self.registry.iter() {
+        for (id, key, backend) in self.registry.iter() {
             let Some(hosted) = self.hosted.get_mut(&id) else { continue };
             let service = self.catalog.services.get(&key.service);
             let definition = service.and_then(|service| service.daemon(&key.version));
             hosted.removed = definition.is_none();
+            if !backend.is_live() {
+                hosted.drop_undefined_listener();
+            }
             changed.extend(definition.filter(|new| **new != hosted.definition).map(|new| (id, Arc::clone(new))));
         }
         for (id, definition) in changed {

@@ -11,14 +11,13 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use super::driver::Driver;
-use super::hosted::{Main, Task};
+use super::hosted::{Ear, Main, Task};
 use super::mains::Mains;
 use super::perform::Grant;
 use super::watched::Watched;
 use crate::core::backend::{Event, Ticket, Word};
 use crate::core::registry::BackendId;
 use crate::net::endpoint::{ConnectError, Connection, finish_tcp};
-use crate::net::notify_socket::NotifySocket;
 use crate::process::exit::peek;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::kernel;
@@ -70,15 +69,15 @@ pub(super) fn watch_main(driver: Handle, id: BackendId, generation: u64, pidfd: 
 }
 
 /// Hands what a daemon says of itself to its machine.
-pub(super) fn watch_notify(driver: Handle, id: BackendId, generation: u64, socket: NotifySocket) -> Task {
+pub(super) fn watch_notify(driver: Handle, id: BackendId, generation: u64, ear: Ear) -> Task {
     Task(spawn_local(async move {
-        let watched = match Watched::duplicate_of(&socket) {
+        let watched = match Watched::duplicate_of(&ear.socket) {
             Ok(watched) => watched,
             Err(error) => return tracing::error!(%error, "cannot watch a notify socket"),
         };
         while let Ok(mut guard) = watched.readable().await {
             tokio::task::coop::consume_budget().await;
-            match socket.receive() {
+            match ear.socket.receive() {
                 Ok(Some(message)) => {
                     let Some(driver) = driver.upgrade() else { return };
                     let mut driver = driver.borrow_mut();

@@ -12,8 +12,12 @@ use std::path::PathBuf;
 
 use nix::unistd::Pid;
 
-pub(crate) use self::tcp::{bind_tcp, connect_tcp, finish_tcp, free_tcp_port, prepare_tcp, probe_tcp};
-pub(crate) use self::unix::{Removal, bind_unix, connect_unix, prepare_unix, probe_unix, remove_dead_unix};
+pub(crate) use self::tcp::{
+    bind_tcp, connect_tcp, finish_tcp, free_tcp_port, prepare_tcp, probe_tcp, relisten_tcp, tcp_port,
+};
+pub(crate) use self::unix::{
+    Removal, bind_unix, connect_unix, prepare_unix, probe_unix, relisten_unix, remove_dead_unix,
+};
 use crate::process::identity;
 
 /// The backlog of sockets that the broker binds; the kernel lowers it to `net.core.somaxconn`.
@@ -75,6 +79,17 @@ pub(crate) enum Probe {
     Stranger { pid: Option<Pid>, command: Option<String> },
     /// It could not be found out; a later probe may.
     Failed(io::Error),
+}
+
+/// Why a socket that was kept is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeptError {
+    #[error("it is not bound to `{0}`, or does not listen there")]
+    Elsewhere(String),
+    #[error("`{}` is not the file that it made", .0.display())]
+    Unreachable(PathBuf),
+    #[error("it cannot be looked at")]
+    Io(#[source] io::Error),
 }
 
 /// Why there is no connection.

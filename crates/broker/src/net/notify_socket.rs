@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, bind, recvmsg,
-    setsockopt, socket, sockopt,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, bind, getsockname,
+    getsockopt, recvmsg, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
 
-use crate::net::endpoint::{EndpointError, prepare_unix};
+use crate::net::endpoint::{EndpointError, KeptError, prepare_unix};
+use crate::net::sock_diag::is_file_of;
 use crate::process::identity::FileId;
 use crate::process::printable::printable_line;
 
@@ -63,6 +64,25 @@ impl NotifySocket {
         setsockopt(&socket, sockopt::PassCred, &true).map_err(failed)?;
         bind(socket.as_raw_fd(), &UnixAddr::new(path).map_err(failed)?).map_err(failed)?;
         Ok(Self { socket, path: path.to_owned(), file: file_at(path) })
+    }
+
+    /// The socket that was bound at the path earlier, if that is what this is and its file is still there.
+    pub(crate) fn bound(socket: OwnedFd, path: &Path) -> Result<Self, KeptError> {
+        let elsewhere = || KeptError::Elsewhere(path.display().to_string());
+        let kind = getsockopt(&socket, sockopt::SockType).map_err(|errno| KeptError::Io(errno.into()))?;
+        let address: UnixAddr = getsockname(socket.as_raw_fd()).map_err(|_| elsewhere())?;
+        if kind != SockType::Datagram || address.path() != Some(path) {
+            return Err(elsewhere());
+        }
+        match is_file_of(socket.as_fd(), path).map_err(KeptError::Io)? {
+            true => Ok(Self { socket, path: path.to_owned(), file: file_at(path) }),
+            false => Err(KeptError::Unreachable(path.to_owned())),
+        }
+    }
+
+    /// Leaves the file where it is: somebody else keeps the socket.
+    pub(crate) fn leave_file(&mut self) {
+        self.file = None;
     }
 
     /// What `NOTIFY_SOCKET` is to be set to.
@@ -218,6 +238,23 @@ mod tests {
         let (folder, socket, _daemon) = pair();
         drop(socket);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_that_was_kept_goes_on_with_what_was_sent_meanwhile() {
+        let (folder, mut socket, daemon) = pair();
+        let path = socket.path().to_owned();
+        let kept = |socket: &NotifySocket| socket.as_fd().try_clone_to_owned().unwrap();
+        let (copy, other) = (kept(&socket), kept(&socket));
+        socket.leave_file();
+        drop(socket);
+        daemon.send(b"READY=1").unwrap();
+        assert!(NotifySocket::bound(other, &folder.path().join("elsewhere")).is_err());
+        let again = NotifySocket::bound(copy, &path).unwrap();
+        assert!(again.receive().unwrap().unwrap().ready);
+        let late = kept(&again);
+        drop(again);
+        assert!(NotifySocket::bound(late, &path).is_err(), "its file is gone");
     }
 
     proptest! {

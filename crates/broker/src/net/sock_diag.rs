@@ -8,8 +8,9 @@ mod proc_net;
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -87,37 +88,64 @@ pub(crate) fn is_bound_unix(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Whether the file at the path is the one that this socket made when it was bound there. Where the kernel does not tell,
+/// it is if it is a socket.
+pub(crate) fn is_file_of(socket: BorrowedFd<'_>, path: &Path) -> io::Result<bool> {
+    let inode = nix::sys::stat::fstat(socket)?.st_ino;
+    let Some(file) = file_at(path) else { return Ok(false) };
+    // The protocol has 32 bits for the inode.
+    let request = unix_request(u32::MAX, inode as u32);
+    match Netlink::open().and_then(|mut netlink| netlink.get(&request)) {
+        Ok(message) => Ok(message.is_some_and(|message| is_bound_at(&message, path, Some(&file)))),
+        Err(error) if is_unavailable(&error) => Ok(path.metadata()?.file_type().is_socket()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Counts sockets in these states that are bound at the path, or were accepted from one that is.
 fn unix_sockets(path: &Path, states: u32) -> io::Result<usize> {
-    // The name is what the daemon said to bind, perhaps relative; the file's own number is certain.
-    let file = std::fs::metadata(path).ok().map(|file| {
-        let device = (libc::major(file.dev()) << 20) | libc::minor(file.dev());
-        // The protocol has 32 bits for the inode.
-        [(file.ino() as u32).to_ne_bytes(), device.to_ne_bytes()].concat()
-    });
-    let is_it = |message: &[u8]| {
-        let mut attributes = message.get(UNIX_MESSAGE_BYTES..).unwrap_or_default();
-        let (mut name, mut vfs) = (None, None);
-        while let Some((kind, value, rest)) = netlink::attribute(attributes) {
-            match kind {
-                UNIX_DIAG_NAME => name = Some(value),
-                UNIX_DIAG_VFS => vfs = Some(value),
-                _ => {}
-            }
-            attributes = rest;
+    let file = file_at(path);
+    Netlink::open()?.dump(&unix_request(states, 0), |message| is_bound_at(message, path, file.as_deref()))
+}
+
+/// A file as the protocol names it.
+fn file_at(path: &Path) -> Option<Vec<u8>> {
+    let file = std::fs::metadata(path).ok()?;
+    let device = (libc::major(file.dev()) << 20) | libc::minor(file.dev());
+    // The protocol has 32 bits for the inode.
+    Some([(file.ino() as u32).to_ne_bytes(), device.to_ne_bytes()].concat())
+}
+
+/// Whether a message tells of a socket that is bound at the path, where that file is. The name is what the daemon said to
+/// bind, perhaps relative; the file's own number is certain. An overlay shows its files with a device of its own, so there
+/// both count together.
+fn is_bound_at(message: &[u8], path: &Path, file: Option<&[u8]>) -> bool {
+    let mut attributes = message.get(UNIX_MESSAGE_BYTES..).unwrap_or_default();
+    let (mut name, mut vfs) = (None, None);
+    while let Some((kind, value, rest)) = netlink::attribute(attributes) {
+        match kind {
+            UNIX_DIAG_NAME => name = Some(value),
+            UNIX_DIAG_VFS => vfs = Some(value),
+            _ => {}
         }
-        match (&file, vfs) {
-            (Some(file), Some(vfs)) => vfs == file.as_slice(),
-            _ => name.is_some_and(|name| name.strip_suffix(b"\0").unwrap_or(name) == path.as_os_str().as_bytes()),
-        }
-    };
-    // struct unix_diag_req: family, protocol, padding; states; inode; what to show; cookie.
-    let family = libc::AF_UNIX as u8;
-    let mut request = vec![family, 0, 0, 0];
-    for word in [states, 0, UDIAG_SHOW_NAME | UDIAG_SHOW_VFS, 0, 0] {
+        attributes = rest;
+    }
+    let is_named = || name.is_some_and(|name| name.strip_suffix(b"\0").unwrap_or(name) == path.as_os_str().as_bytes());
+    match (file, vfs) {
+        (Some(file), Some(vfs)) => vfs == file || vfs.u32(0) == file.u32(0) && is_named(),
+        _ => is_named(),
+    }
+}
+
+/// `struct unix_diag_req`: family, protocol, padding; states; inode; what to show; cookie. One for a single socket names
+/// its inode.
+fn unix_request(states: u32, inode: u32) -> Vec<u8> {
+    let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    // INET_DIAG_NOCOOKIE, which a dump does not look at.
+    for word in [states, inode, UDIAG_SHOW_NAME | UDIAG_SHOW_VFS, u32::MAX, u32::MAX] {
         request.extend_from_slice(&word.to_ne_bytes());
     }
-    Netlink::open()?.dump(&request, is_it)
+    request
 }
 
 /// `struct inet_diag_req_v2`. The kernel takes the source for the listener's side.

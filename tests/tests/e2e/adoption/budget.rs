@@ -59,7 +59,8 @@ fn a_refusal_outlives_the_broker_with_its_evidence_and_the_rest_of_its_window() 
 
 fn one_crash_is_remembered_and_the_next_one_refuses() {
     for way in WAYS {
-        let mut broker = Broker::start(&[&Service::fake("x", &[]).toml(LONG_WINDOW)]);
+        let unproved = "healthy_after = \"1h\"";
+        let mut broker = Broker::start(&[&Service::fake("x", &[]).toml(LONG_WINDOW).toml(unproved)]);
         kill(pid_of(&broker.resolve("x")));
         let crashed = |b: &Value| b["state"] == "inactive" && b["crashes_in_window"] == 1;
         broker.wait_backend("x", "crashed", crashed);

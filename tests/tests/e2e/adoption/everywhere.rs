@@ -15,13 +15,16 @@ use super::{KINDS, all_of, every_kind, kill, kind, order, pid_of, served, settle
 trials![
     every_failpoint_is_known_here,
     killed_on_the_way_to_a_first_start,
+    killed_on_the_way_to_a_first_start_of_what_is_kept,
     killed_on_the_way_to_a_retry,
     killed_while_a_backend_is_stopped,
+    killed_on_the_way_to_the_end_of_what_is_kept,
     killed_while_a_crash_is_worked_off,
     killed_while_it_makes_way,
     killed_while_it_stops_everything,
     killed_while_it_takes_over_what_lives,
     killed_while_it_takes_over_what_died,
+    killed_while_it_takes_over_what_was_kept,
     killed_while_it_ends_what_was_to_be_ended,
 ];
 
@@ -38,6 +41,9 @@ pub(super) const OF_A_START: [&str; 10] = [
     "before-ready",
     "after-ready",
 ];
+
+/// Those of a socket that the service manager keeps: one that is listened on for the daemon, and one that listens to it.
+pub(super) const OF_KEEPING: [&str; 4] = ["before-kept", "after-kept", "before-heard", "after-heard"];
 
 /// Those of a daemon that forked away, between.
 pub(super) const OF_FORKING_AWAY: [&str; 2] = ["before-main", "after-main"];
@@ -100,7 +106,8 @@ fn every_failpoint_is_known_here() {
             }
         }
     }
-    let all = [&OF_A_START[..], &OF_FORKING_AWAY, &OF_AN_END, &OF_ASKING, &OF_A_QUARANTINE, &OF_THE_BROKER].concat();
+    let of_backends = [&OF_A_START[..], &OF_KEEPING, &OF_FORKING_AWAY, &OF_AN_END, &OF_ASKING, &OF_A_QUARANTINE];
+    let all = [&of_backends.concat()[..], &OF_THE_BROKER].concat();
     assert_eq!(found, all.into_iter().map(str::to_owned).collect());
 }
 
@@ -108,7 +115,12 @@ fn every_failpoint_is_known_here() {
 fn for_each(failpoints: &[&str], kinds: &[&str], test: impl Fn(&str, &str)) {
     for failpoint in failpoints {
         let name = failpoint.split('@').next().expect("a name");
-        for service in kinds.iter().filter(|service| !OF_FORKING_AWAY.contains(&name) || **service == "away") {
+        let of_one = match name {
+            "before-kept" | "after-kept" => Some("passed"),
+            "before-heard" | "after-heard" => Some("says"),
+            name => OF_FORKING_AWAY.contains(&name).then_some("away"),
+        };
+        for service in kinds.iter().filter(|service| of_one.is_none_or(|one| one == **service)) {
             let _case = Case(failpoint, service);
             test(failpoint, service);
         }
@@ -136,10 +148,14 @@ fn ends_with_its_broker(broker: &mut Broker, services: &[&str]) {
 
 /// A broker with that service that is going to die there.
 fn armed(failpoint: &str, service: &str) -> Broker {
+    armed_in(Setup::new(), failpoint, service)
+}
+
+fn armed_in(setup: Setup, failpoint: &str, service: &str) -> Broker {
     // A backoff that is to be seen is not over by then.
     let backoff = if failpoint.ends_with("rest") { "1s" } else { "20ms" };
     let service = kind(service).toml(&format!("[recovery]\nretry_backoff = \"{backoff}\""));
-    let mut broker = Setup::new().service(&service).unstarted();
+    let mut broker = setup.service(&service).unstarted();
     broker.start_armed(failpoint);
     broker.wait_until_it_answers();
     broker
@@ -153,6 +169,75 @@ fn killed_on_the_way_to_a_first_start() {
         broker.dies();
         goes_on(&mut broker, service, 1);
     });
+}
+
+/// The two kinds of which the service manager keeps something.
+const KEPT: [&str; 2] = ["passed", "says"];
+
+/// What is kept of a backend that runs.
+fn kept_of(service: &str, generation: &str) -> String {
+    match service {
+        "passed" => "passed@1.0.0~default.sock".to_owned(),
+        service => format!("{service}@1.0.0~default.{generation}.notify"),
+    }
+}
+
+/// The next broker goes on with what was kept, and nothing else is kept for it.
+#[track_caller]
+fn goes_on_with_what_was_kept(broker: &mut Broker, service: &str, starts: usize) {
+    broker.start_again();
+    assert_agreement(broker, &[service]);
+    let _ = settled(broker, service);
+    let generation = broker.backend(service)["generation"].to_string();
+    wait_until("what is of use is kept", || broker.kept() == [kept_of(service, &generation)]);
+    let started = broker.starts(service);
+    assert!(started.len() <= starts, "{starts} starts were enough: {started:?}");
+    ends_with_its_broker(broker, &[service]);
+    assert_eq!(broker.kept(), Vec::<String>::new());
+}
+
+fn killed_on_the_way_to_a_first_start_of_what_is_kept() {
+    for_each(&[OF_A_START.as_slice(), &OF_KEEPING].concat(), &KEPT, |failpoint, service| {
+        let mut broker = armed_in(Setup::new().kept(), failpoint, service);
+        let mut session = broker.session();
+        session.hello(service);
+        broker.dies();
+        goes_on_with_what_was_kept(&mut broker, service, 1);
+    });
+}
+
+fn killed_on_the_way_to_the_end_of_what_is_kept() {
+    for_each(&[OF_AN_END.as_slice(), &OF_ASKING].concat(), &KEPT, |failpoint, service| {
+        let mut broker = armed_in(Setup::new().kept(), failpoint, service);
+        let _ = broker.resolve(service);
+        let _session = order(&broker, AdminRequest::Stop { selection: all_of(service), deadline_ms: None });
+        broker.dies();
+        goes_on_with_what_was_kept(&mut broker, service, 2);
+    });
+}
+
+fn killed_while_it_takes_over_what_was_kept() {
+    let on_its_way_out = ["leaving", "before-flush", "after-flush"].map(|name| (name, true));
+    for (failpoint, leaves) in
+        on_its_way_out.into_iter().chain(["sweep-begun", "sweep-midway", "sweep-done"].map(|name| (name, false)))
+    {
+        let _case = Case(failpoint, "what was kept");
+        let setup = KEPT.iter().fold(Setup::new().kept(), |setup, service| setup.service(&kind(service)));
+        let mut broker = setup.start();
+        let pids = KEPT.map(|service| settled(&broker, service));
+        broker.kill();
+        broker.start_armed(failpoint);
+        if leaves {
+            broker.wait_until_it_answers();
+            broker.signal(Signal::SIGTERM);
+        }
+        broker.dies();
+        broker.start_again();
+        assert_eq!(KEPT.map(|service| served(&broker, service).0), pids);
+        assert_eq!(broker.kept(), KEPT.map(|service| kept_of(service, "1")));
+        ends_with_its_broker(&mut broker, &KEPT);
+        assert_eq!(broker.kept(), Vec::<String>::new());
+    }
 }
 
 fn killed_on_the_way_to_a_retry() {

@@ -4,6 +4,7 @@ mod agreement;
 mod budget;
 mod everywhere;
 mod journal;
+mod kept;
 mod many;
 mod starting;
 mod strangers;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 pub(crate) use budget::TRIALS as BUDGET;
 pub(crate) use everywhere::TRIALS as EVERYWHERE;
+pub(crate) use kept::TRIALS as KEPT;
 pub(crate) use many::TRIALS as MANY;
 pub(crate) use starting::TRIALS as STARTING;
 pub(crate) use strangers::TRIALS as STRANGERS;

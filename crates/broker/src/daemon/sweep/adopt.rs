@@ -10,14 +10,14 @@ use crate::core::registry::BackendId;
 use crate::daemon::clock::now;
 use crate::daemon::driver::Driver;
 use crate::daemon::hosted::{Launched, Main};
+use crate::daemon::inherited::Inherited;
 use crate::daemon::ledger::{Process, Start};
 use crate::daemon::work::{Commands, Surroundings};
-use crate::net::notify_socket::NotifySocket;
 use crate::process::spawn::Command;
 
 impl Driver {
     /// Hosts a backend that an earlier broker started, and tells its machine.
-    pub(super) fn adopt(&mut self, id: BackendId, found: Found, start: Option<Start>) {
+    pub(super) fn adopt(&mut self, id: BackendId, found: Found, start: Option<Start>, inherited: &mut Inherited) {
         let Some(mut start) = start else { return };
         let Some(endpoint) = start.endpoint.clone() else { return };
         let Found { main, group, pidfd, facts, known } = found;
@@ -25,14 +25,7 @@ impl Driver {
         start.cgroup = facts.cgroup.clone();
         let known = known.iter().map(|pid| pid.as_raw()).collect();
         start.process = Some(Process { main, group, facts: facts.clone(), known });
-        // Its reader is gone, and the daemon finds the next one at the same place.
-        let notify = start.notify.as_deref().and_then(|path| match NotifySocket::bind(path) {
-            Ok(notify) => Some(notify),
-            Err(error) => {
-                tracing::warn!(%error, backend = %start.key, "its notify socket cannot be made again");
-                None
-            }
-        });
+        let notify = start.notify.as_deref().and_then(|path| self.ear_again(path, &start.key, inherited));
         let probe = self.probe_command(&start);
         self.mains.insert(main.pid);
         let launched = Launched {
@@ -40,7 +33,7 @@ impl Driver {
             main: Main { pid: main.pid, pidfd: Arc::new(pidfd), group },
             facts,
             stream: None,
-            listener: None,
+            listener: self.hosted.get_mut(&id).and_then(|hosted| hosted.listener.take()),
             notify,
             probe,
             dies_with_broker: false,

@@ -6,6 +6,7 @@
 mod adopt;
 pub(super) mod judge;
 mod left;
+mod returned;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ use self::judge::{Judge, Verdict};
 use self::left::Left;
 use super::clock::now;
 use super::driver::Driver;
-use super::hosted::{self, Hosted, Main};
+use super::hosted::{self, Held, Hosted, Main};
+use super::inherited::Inherited;
 use super::ledger::Start;
 use super::places::{Places, Spared, folder_of};
 use super::work::Ending;
@@ -44,7 +46,7 @@ struct Tally {
 
 impl Driver {
     /// Takes over what an earlier broker left.
-    pub(super) fn take_over(&mut self, rows: Vec<Row>, unreadable: Vec<Unreadable>) {
+    pub(super) fn take_over(&mut self, rows: Vec<Row>, unreadable: Vec<Unreadable>, mut inherited: Inherited) {
         let began = now();
         failpoint::reached("sweep-begun");
         let mut spared = Spared::default();
@@ -63,8 +65,9 @@ impl Driver {
                 failpoint::reached("sweep-midway");
             }
             let verdict = judge.judge(&left);
-            self.settle(left, verdict, &mut spared, &mut tally);
+            self.settle(left, verdict, &mut inherited, &mut spared, &mut tally);
         }
+        inherited.close_rest(&self.fd_store);
         self.places.sweep(&spared, &self.cgroups);
         let Tally { adopted, gone, rebooted, taken_down, quarantined } = tally;
         if adopted + gone + rebooted + taken_down + quarantined > 0 {
@@ -83,7 +86,14 @@ impl Driver {
     }
 
     /// Does what follows from a verdict.
-    fn settle(&mut self, left: Left, verdict: Verdict, spared: &mut Spared, tally: &mut Tally) {
+    fn settle(
+        &mut self,
+        left: Left,
+        verdict: Verdict,
+        inherited: &mut Inherited,
+        spared: &mut Spared,
+        tally: &mut Tally,
+    ) {
         let Left { key, memory, fingerprint, start, .. } = left;
         let own = start.as_ref().map(|start| Arc::clone(&start.definition));
         if matches!(verdict, Verdict::Rests | Verdict::NeverStarted | Verdict::OtherBoot) {
@@ -116,7 +126,14 @@ impl Driver {
         let memory = memory_after(memory, &verdict, now());
         let generation = memory.generation;
         let id = self.restore(&key, memory, &definition);
+        // Of what may run nothing is touched, and nothing is started over it with a socket that it may have.
+        let held = match verdict {
+            Verdict::Unclear(_) => None,
+            _ => self.listener_again(&key, &definition, start.as_ref(), inherited),
+        };
+        spared.sockets.extend(held.as_ref().and_then(Held::path).map(Path::to_owned));
         if let Some(hosted) = self.hosted.get_mut(&id) {
+            hosted.listener = held;
             hosted.removed = newest.is_none();
             let newest = || Some(LogPlace::File(log_file::list(&self.places.logs(&key)).ok()?.pop()?));
             hosted.log = start.as_ref().and_then(|start| start.log.clone()).or_else(newest);
@@ -132,27 +149,29 @@ impl Driver {
                 tracing::info!(backend = %key, generation, pid = found.main.pid.as_raw(), "adopted");
                 spare(Some(&key), start.as_ref(), &self.places, spared);
                 tally.adopted += 1;
-                self.adopt(id, found, start);
+                self.adopt(id, found, start, inherited);
             }
             Verdict::Gone(facts) => {
                 tracing::warn!(backend = %key, generation, "ended while no broker ran");
                 tally.gone += 1;
                 self.dispatch(id, Event::Exited { generation, exit: Exit::Unknown, survivors: false });
-                let ending = remains(start.as_ref(), None, facts.map(|facts| Arc::new(*facts)));
+                let facts = facts.map(|facts| Arc::new(*facts));
+                let ending = remains(start.as_ref(), self.is_held(id), None, facts);
                 self.end_with(id, generation, ending);
             }
             Verdict::TakenDown(facts) => {
                 tracing::info!(backend = %key, generation, "ended with the unit of all backends");
                 tally.taken_down += 1;
                 self.dispatch(id, Event::TakenDown { generation, exit: Exit::Unknown });
-                let ending = remains(start.as_ref(), None, Some(Arc::new(*facts)));
+                let ending = remains(start.as_ref(), self.is_held(id), None, Some(Arc::new(*facts)));
                 self.end_with(id, generation, ending);
             }
             Verdict::Doomed(found) => {
                 tracing::warn!(backend = %key, generation, "ends with the broker that could not record it");
                 tally.gone += 1;
                 let main = Main { pid: found.main.pid, pidfd: Arc::new(found.pidfd), group: found.group };
-                self.end_with(id, generation, remains(start.as_ref(), Some(main), Some(Arc::new(found.facts))));
+                let facts = Some(Arc::new(found.facts));
+                self.end_with(id, generation, remains(start.as_ref(), self.is_held(id), Some(main), facts));
             }
             Verdict::Unclear(reason) => {
                 tracing::error!(backend = %key, generation, reason, "quarantined");
@@ -234,11 +253,16 @@ fn spare(key: Option<&BackendKey>, start: Option<&Start>, places: &Places, spare
     spared.sockets.extend(socket.into_iter().chain(start.and_then(|start| start.notify.clone())));
 }
 
-/// What is to be ended of a start whose broker is gone.
-fn remains(start: Option<&Start>, main: Option<Main>, facts: Option<Arc<crate::process::start::StartFacts>>) -> Ending {
+/// What is to be ended of a start whose broker is gone. A socket that the broker holds stays.
+fn remains(
+    start: Option<&Start>,
+    is_held: bool,
+    main: Option<Main>,
+    facts: Option<Arc<crate::process::start::StartFacts>>,
+) -> Ending {
     let socket = start.and_then(|start| match &start.endpoint {
-        Some(Endpoint::Unix { path }) => Some(PathBuf::from(path)),
-        Some(Endpoint::Tcp { .. }) | None => None,
+        Some(Endpoint::Unix { path }) if !is_held => Some(PathBuf::from(path)),
+        Some(Endpoint::Unix { .. } | Endpoint::Tcp { .. }) | None => None,
     });
     let log = start.and_then(|start| start.log.clone());
     let record = start.and_then(|start| start.record.clone());

@@ -1,7 +1,7 @@
 //! Launching one generation, from its intent to the process that runs, with each step on record before the next.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use broker_proto::{Code, Endpoint, Refusal};
@@ -12,10 +12,11 @@ use crate::core::backend::RETRY_HINT;
 use crate::core::millis_up;
 use crate::core::registry::BackendKey;
 use crate::daemon::cgroups::Cgroups;
-use crate::daemon::hosted::{Held, Launched, Main};
+use crate::daemon::fd_store::FdStore;
+use crate::daemon::hosted::{Ear, Held, Launched, Main};
 use crate::daemon::ledger::Start;
 use crate::daemon::mains::Mains;
-use crate::daemon::places::{make_private, start_name};
+use crate::daemon::places::{make_private, name_of, start_name};
 use crate::failpoint;
 use crate::journal::Journal;
 use crate::journald::stream;
@@ -47,11 +48,13 @@ pub(in crate::daemon) struct Order {
     pub(in crate::daemon) record: PathBuf,
     pub(in crate::daemon) journal: Journal,
     pub(in crate::daemon) cgroups: Cgroups,
+    pub(in crate::daemon) fd_store: FdStore,
+    /// What its listening socket is called there.
+    pub(in crate::daemon) listener_name: String,
 }
 
 /// Starts the daemon. Returns once its program is executed.
 pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<Refusal>> {
-    let definition = &order.definition;
     if order.cgroups.are_closing() {
         // What began there now would be killed with it; and systemd waits for that.
         let refusal =
@@ -61,15 +64,29 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     make_private(&order.data, None)
         .map_err(|error| failed(format!("cannot make the folder `{}`", order.data.display()), &error))?;
     let (endpoint, listener) = prepare_endpoint(order)?;
+    let launched = launch_at(order, mains, endpoint, listener.clone());
+    // What was bound for a start that came to nothing would keep clients waiting for nobody.
+    if launched.is_err() && order.listener.is_none() {
+        listener.iter().for_each(Held::remove);
+    }
+    launched
+}
+
+fn launch_at(
+    order: &Order,
+    mains: &Mains,
+    endpoint: Endpoint,
+    listener: Option<Held>,
+) -> Result<Box<Launched>, Box<Refusal>> {
+    let definition = &order.definition;
     let says_ready = matches!(definition.readiness.probe, Probe::Notify | Probe::Socket { notify: true });
-    let notify = says_ready.then(|| NotifySocket::bind(&order.notify)).transpose();
-    let notify = notify.map_err(|error| failed(error.to_string(), &error))?;
+    let notify = says_ready.then(|| listen_to(&order.notify, &order.fd_store)).transpose()?;
     let surroundings = Surroundings {
         definition,
         instance: &order.key.instance,
         endpoint: &endpoint,
         data: &order.data,
-        notify: notify.as_ref().map(NotifySocket::path),
+        notify: notify.as_ref().map(|ear| ear.socket.path()),
         nofile_soft: order.nofile_soft,
     };
     // Programs are looked for before the log is made: what cannot run leaves no trace, and no log gives way to it.
@@ -84,7 +101,7 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     let mut start = order.start.clone();
     start.endpoint = Some(endpoint.clone());
     start.log = Some(log.clone());
-    start.notify = notify.as_ref().map(|notify| notify.path().to_owned());
+    start.notify = notify.as_ref().map(|ear| ear.socket.path().to_owned());
     start.cgroup = cgroup;
     let record = record(order, &mut start);
     failpoint::reached("before-intent");
@@ -201,6 +218,8 @@ fn prepare_endpoint(order: &Order) -> Result<(Endpoint, Option<Held>), Box<Refus
     if let Some(held) = order.listener.as_ref().filter(|held| inherits && held.declared == *declared) {
         return Ok((held.endpoint.clone(), Some(held.clone())));
     }
+    // The service manager may still keep a socket at this very place that it was just told to forget.
+    order.fd_store.settle_listeners();
     let (endpoint, socket) = match declared {
         services::Endpoint::Unix { .. } => {
             prepare_unix(&order.socket).map_err(refused)?;
@@ -217,7 +236,20 @@ fn prepare_endpoint(order: &Order) -> Result<(Endpoint, Option<Held>), Box<Refus
             (Endpoint::Tcp { host: "127.0.0.1".to_owned(), port }, socket)
         }
     };
-    let held =
-        socket.map(|socket| Held { socket: Arc::new(socket), endpoint: endpoint.clone(), declared: declared.clone() });
+    let held = socket.map(|socket| {
+        failpoint::reached("before-kept");
+        let stored = order.fd_store.keep(&order.listener_name, &socket).map(Arc::new);
+        failpoint::reached("after-kept");
+        Held { socket: Arc::new(socket), endpoint: endpoint.clone(), declared: declared.clone(), stored }
+    });
     Ok((endpoint, held))
+}
+
+/// Binds a notify socket and has it kept, so that what is said while no broker runs is heard by the next one.
+pub(in crate::daemon) fn listen_to(path: &Path, fd_store: &FdStore) -> Result<Ear, Box<Refusal>> {
+    let socket = NotifySocket::bind(path).map_err(|error| failed(error.to_string(), &error))?;
+    failpoint::reached("before-heard");
+    let stored = fd_store.keep(&name_of(path), &socket);
+    failpoint::reached("after-heard");
+    Ok(Ear { socket, stored })
 }

@@ -14,7 +14,7 @@ use broker_proto::{Refusal, RequestId};
 use nix::unistd::Pid;
 
 pub(super) use self::commands::{Commands, Surroundings, environment, find_program};
-pub(super) use self::launch::{Order, launch};
+pub(super) use self::launch::{Order, launch, listen_to};
 use super::hosted::{Launched, Main};
 use super::mains::Mains;
 use super::processes::News;

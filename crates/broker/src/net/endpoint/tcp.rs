@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, getsockopt, listen, socket, sockopt};
 
 use super::unix::set_blocking;
-use super::{BACKLOG, ConnectError, Connection, EndpointError, Probe};
+use super::{BACKLOG, ConnectError, Connection, EndpointError, KeptError, Probe};
 use crate::net::ownership::{Backend, Ownership, any_holder, owner};
 use crate::net::sock_diag::listener;
 
@@ -121,6 +121,23 @@ pub(crate) fn bind_tcp(port: u16) -> Result<OwnedFd, EndpointError> {
     let listens = listen(&socket, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE));
     listens.map_err(|errno| failed("listen at", port)(errno.into()))?;
     Ok(socket.into())
+}
+
+/// The port that a socket is bound to.
+pub(crate) fn tcp_port(socket: &OwnedFd) -> Result<u16, KeptError> {
+    let socket = TcpListener::from(socket.try_clone().map_err(KeptError::Io)?);
+    Ok(socket.local_addr().map_err(KeptError::Io)?.port())
+}
+
+/// Goes on listening on a socket that was kept while no broker ran, if it is one that listens on the port.
+pub(crate) fn relisten_tcp(socket: &OwnedFd, port: u16) -> Result<(), KeptError> {
+    let io = |errno: Errno| KeptError::Io(errno.into());
+    let listens = getsockopt(socket, sockopt::AcceptConn).map_err(io)?
+        && getsockopt(socket, sockopt::SockType).map_err(io)? == SockType::Stream;
+    let address = TcpListener::from(socket.try_clone().map_err(KeptError::Io)?).local_addr();
+    let expected = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let is_it = listens && address.is_ok_and(|address| address == expected);
+    is_it.then_some(()).ok_or_else(|| KeptError::Elsewhere(name(port)))
 }
 
 /// Looks whether the backend listens on the port. The daemon does not notice.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::Path;
 use std::thread;
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, getsockopt, listen, socket,
+    sockopt,
 };
 use nix::unistd::Pid;
 
-use super::{BACKLOG, ConnectError, EndpointError, Probe, SOCKET_PATH_MAX};
+use super::{BACKLOG, ConnectError, EndpointError, KeptError, Probe, SOCKET_PATH_MAX};
 use crate::net::ownership::Backend;
-use crate::net::sock_diag::is_bound_unix;
+use crate::net::sock_diag::{is_bound_unix, is_file_of};
 use crate::process::identity::{self, command_name};
 
 /// How long those who inherited a socket may take to end, and how often it is looked.
@@ -117,8 +118,29 @@ pub(crate) fn bind_unix(path: &Path) -> Result<OwnedFd, EndpointError> {
     let address = UnixAddr::new(path).map_err(|_| EndpointError::PathTooLong { path: path.to_owned() })?;
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
     bind(socket.as_raw_fd(), &address).map_err(failed)?;
-    listen(&socket, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE)).map_err(failed)?;
+    listen(&socket, backlog()).map_err(failed)?;
     Ok(socket)
+}
+
+/// Goes on listening on a socket that was kept while no broker ran, if it is the one that listens at the path.
+pub(crate) fn relisten_unix(socket: &OwnedFd, path: &Path) -> Result<(), KeptError> {
+    let io = |errno: Errno| KeptError::Io(errno.into());
+    let elsewhere = || KeptError::Elsewhere(path.display().to_string());
+    let listens = getsockopt(socket, sockopt::AcceptConn).map_err(io)?
+        && getsockopt(socket, sockopt::SockType).map_err(io)? == SockType::Stream;
+    let address: UnixAddr = getsockname(socket.as_raw_fd()).map_err(|_| elsewhere())?;
+    if !listens || address.path() != Some(path) {
+        return Err(elsewhere());
+    }
+    if !is_file_of(socket.as_fd(), path).map_err(KeptError::Io)? {
+        return Err(KeptError::Unreachable(path.to_owned()));
+    }
+    // Who connects is shown by the kernel who listened last: that is to be a process that lives.
+    listen(socket, backlog()).map_err(io)
+}
+
+fn backlog() -> Backlog {
+    Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE)
 }
 
 /// Looks whether the backend serves the path. Never blocks; the daemon sees a connection that is closed at once.

@@ -99,3 +99,20 @@ fn many_sockets_take_many_datagrams() {
     let connections: Vec<_> = (0..400).map(|_| open()).collect();
     assert_eq!(established_unix(&path).unwrap(), connections.len());
 }
+
+#[test]
+fn a_socket_is_known_by_the_file_that_it_made() {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let old = UnixListener::bind(&path).unwrap();
+    let is_at = |socket: BorrowedFd<'_>| is_file_of(socket, &path).unwrap();
+    assert!(is_at(old.as_fd()));
+    std::fs::remove_file(&path).unwrap();
+    assert!(!is_at(old.as_fd()), "the file is gone");
+    let new = UnixDatagram::bind(&path).unwrap();
+    assert!(!is_at(old.as_fd()), "the file is another socket's");
+    assert!(is_at(new.as_fd()));
+    assert!(!is_at(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().as_fd()));
+}

@@ -1,0 +1,213 @@
+//! Sockets that a service manager keeps while no broker runs: nobody is refused meanwhile, and nothing is unheard.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
+
+use broker_tests::{Broker, Connection, Service, Setup, process_exists, trials, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{kill, kind, pid_of, served};
+
+trials![
+    what_is_held_and_listened_to_is_kept_as_long_as_it_is,
+    who_connects_while_no_broker_runs_is_served_by_the_next_start,
+    a_backend_that_lives_has_its_sockets_back,
+    what_a_daemon_says_while_no_broker_listens_is_heard,
+    a_hand_over_leaves_everything_kept,
+    an_endpoint_whose_backend_lives_is_never_bound_again,
+    what_belongs_to_nobody_is_forgotten,
+    what_clients_would_not_find_is_forgotten,
+    a_start_that_comes_to_nothing_leaves_nothing_kept,
+];
+
+const SOCKET: &str = "passed@1.0.0~default.sock";
+
+fn passed_by_port() -> Service {
+    Service::fake_on_passed_socket("port", &[]).toml("[readiness]\nprobe = \"socket\"\n[endpoint]\nkind = \"tcp\"")
+}
+
+fn endpoint(backend: &Value) -> &str {
+    backend["endpoint"].as_str().unwrap_or_else(|| panic!("it has no endpoint: {backend}"))
+}
+
+/// The file of an endpoint: another one is another socket.
+fn file(backend: &Value) -> u64 {
+    let path = endpoint(backend).strip_prefix("unix:").expect("a path");
+    fs::metadata(path).expect("a socket").ino()
+}
+
+/// Kills the process of `passed`, and waits until the broker knows.
+fn end(broker: &Broker, pid: u64) {
+    kill(pid);
+    broker.wait_backend("passed", "down", |backend| backend["pid"] != pid);
+}
+
+#[track_caller]
+fn assert_kept(broker: &Broker, names: &[&str]) {
+    wait_until(format!("{names:?} is kept"), || broker.kept() == names);
+}
+
+fn what_is_held_and_listened_to_is_kept_as_long_as_it_is() {
+    let notify = "[readiness]\nprobe = \"socket\"\nnotify = true";
+    let both = Service::fake_on_passed_socket("both", &["--notify"]).toml(notify);
+    let setup = Setup::new().kept().service(&kind("path")).service(&kind("says")).service(&both);
+    let mut broker = setup.start();
+    for service in ["path", "says", "both"] {
+        let _ = broker.resolve(service);
+    }
+    let all = ["both@1.0.0~default.1.notify", "both@1.0.0~default.sock", "says@1.0.0~default.1.notify"];
+    assert_kept(&broker, &all);
+    let _ = broker.ctl(&["stop", "--all"]).done();
+    assert_kept(&broker, &["both@1.0.0~default.sock"]);
+    let backend = broker.resolve("both");
+    assert_kept(&broker, &["both@1.0.0~default.2.notify", "both@1.0.0~default.sock"]);
+
+    // Another endpoint is another socket.
+    let elsewhere = format!("[endpoint]\npath = {:?}", broker.path("elsewhere.sock").display().to_string());
+    broker.write_service(&both.toml(&elsewhere));
+    let _ = broker.ctl(&["reload"]).done();
+    let _ = broker.ctl(&["restart", "both"]).done();
+    assert_ne!(endpoint(&broker.backend("both")), endpoint(&backend));
+    assert_kept(&broker, &["both@1.0.0~default.3.notify", "both@1.0.0~default.sock"]);
+    broker.signal(Signal::SIGINT);
+    assert!(broker.ended().success());
+    assert_kept(&broker, &[]);
+}
+
+fn who_connects_while_no_broker_runs_is_served_by_the_next_start() {
+    for (name, service) in [("passed", kind("passed")), ("port", passed_by_port())] {
+        let mut broker = Setup::new().kept().service(&service).start();
+        let (pid, backend) = served(&broker, name);
+        broker.kill();
+        kill(pid);
+        wait_until("it is gone", || !process_exists(pid));
+        let mut early = Connection::to(endpoint(&backend)).expect("it waits");
+        broker.start_again();
+        let (second, again) = served(&broker, name);
+        assert_eq!((&again["generation"], endpoint(&again)), (&2.into(), endpoint(&backend)));
+        assert_eq!(early.pid(), second, "who came meanwhile is served, too");
+    }
+}
+
+fn a_backend_that_lives_has_its_sockets_back() {
+    let mut broker = Setup::new().kept().service(&kind("passed")).start();
+    let (pid, backend) = served(&broker, "passed");
+    for _ in 0..3 {
+        broker.kill_and_start_again();
+        assert_eq!(served(&broker, "passed").0, pid);
+    }
+    assert_kept(&broker, &[SOCKET]);
+    // The broker holds it: it outlives the daemon that an earlier broker gave it to.
+    end(&broker, pid);
+    let (second, again) = served(&broker, "passed");
+    assert_ne!(second, pid);
+    assert_eq!(file(&again), file(&backend), "it was never bound again");
+    assert_kept(&broker, &[SOCKET]);
+}
+
+fn what_a_daemon_says_while_no_broker_listens_is_heard() {
+    let setup = Setup::new().kept();
+    let gate = setup.path("gate");
+    let says = ["--notify", "--ready-when", &gate, "--status", "on its way"];
+    let service = Service::fake("says", &says).toml("[readiness]\nprobe = \"notify\"\nhard_ceiling = \"1h\"");
+    let mut broker = setup.service(&service).start();
+    let mut session = broker.session();
+    session.hello("says");
+    broker.wait_backend("says", "on its way", |b| b["status"] == "on its way");
+    let pid = pid_of(&broker.backend("says"));
+    broker.kill();
+    broker.open_gate("gate");
+    // It says so once it listens, and answers no sooner than it accepts.
+    let path = broker.path("run/broker.sock.d/says@1.0.0~default.sock");
+    let mut client = Connection::over_unix(UnixStream::connect(path).expect("it listens")).expect("a socket");
+    assert_eq!(client.pid(), pid);
+    broker.start_again();
+    assert_eq!(pid_of(&broker.wait_state("says", "ready")), pid);
+    assert_eq!(served(&broker, "says").0, pid);
+}
+
+fn a_hand_over_leaves_everything_kept() {
+    let resting = Service::fake_on_passed_socket("resting", &[]).toml("[readiness]\nprobe = \"socket\"");
+    let mut broker = Setup::new().kept().service(&kind("passed")).service(&kind("says")).service(&resting).start();
+    let (pid, _) = served(&broker, "passed");
+    let (says, _) = served(&broker, "says");
+    let (_, rested) = served(&broker, "resting");
+    let _ = broker.ctl(&["stop", "resting"]).done();
+    broker.signal(Signal::SIGTERM);
+    assert!(broker.ended().success());
+    assert_kept(&broker, &[SOCKET, "resting@1.0.0~default.sock", "says@1.0.0~default.1.notify"]);
+    let mut early = Connection::to(endpoint(&rested)).expect("it waits");
+    let notify = broker.path("run/broker.sock.d/says@1.0.0~default.1.notify");
+    assert!(notify.exists(), "a daemon finds its notify socket as it was");
+    broker.start_again();
+    assert_eq!((served(&broker, "passed").0, served(&broker, "says").0), (pid, says));
+    let (second, again) = served(&broker, "resting");
+    assert_eq!((again["generation"].as_u64(), early.pid()), (Some(2), second));
+}
+
+fn an_endpoint_whose_backend_lives_is_never_bound_again() {
+    let mut broker = Setup::new().kept().service(&kind("passed")).service(&kind("says")).start();
+    let (pid, backend) = served(&broker, "passed");
+    let (says, _) = served(&broker, "says");
+    broker.signal(Signal::SIGTERM);
+    assert!(broker.ended().success());
+    broker.lose_kept();
+    broker.start_again();
+    let (again, adopted) = served(&broker, "passed");
+    assert_eq!((again, file(&adopted)), (pid, file(&backend)));
+    assert_eq!(served(&broker, "says").0, says);
+    assert_kept(&broker, &["says@1.0.0~default.1.notify"]);
+    // It went on without a socket of the broker's; when it has ended the next start binds one.
+    end(&broker, pid);
+    let (second, anew) = served(&broker, "passed");
+    assert_ne!((second, file(&anew)), (pid, file(&backend)));
+    assert_kept(&broker, &[SOCKET, "says@1.0.0~default.1.notify"]);
+    let _ = broker.ctl(&["stop", "passed"]).done();
+    assert_eq!(file(&served(&broker, "passed").1), file(&anew));
+}
+
+fn what_belongs_to_nobody_is_forgotten() {
+    let mut broker = Setup::new().kept().service(&kind("passed")).service(&kind("says")).start();
+    let (pid, backend) = served(&broker, "passed");
+    let (says, _) = served(&broker, "says");
+    broker.kill();
+    [pid, says].into_iter().for_each(kill);
+    wait_until("they are gone", || !process_exists(pid) && !process_exists(says));
+    fs::remove_file(broker.path("services.d/passed.toml")).expect("a service file");
+    // What ran is a crash of what it was; only its socket is nobody's any more once that is over.
+    broker.start_again();
+    assert_kept(&broker, &[]);
+    assert!(Connection::to(endpoint(&backend)).is_err(), "nobody would serve it");
+    let names = fs::read_dir(broker.path("run/broker.sock.d")).expect("a folder").flatten();
+    assert_eq!(names.map(|entry| entry.file_name()).collect::<Vec<_>>(), Vec::<std::ffi::OsString>::new());
+}
+
+fn what_clients_would_not_find_is_forgotten() {
+    let mut broker = Setup::new().kept().service(&kind("passed")).start();
+    let (pid, backend) = served(&broker, "passed");
+    broker.kill();
+    kill(pid);
+    wait_until("it is gone", || !process_exists(pid));
+    let path = endpoint(&backend).strip_prefix("unix:").expect("a path");
+    fs::remove_file(path).expect("a socket");
+    broker.start_again();
+    assert!(broker.log().contains("of no use any more"), "it says what it lets go");
+    assert_kept(&broker, &[]);
+    let (_, again) = served(&broker, "passed");
+    assert_eq!(endpoint(&again), endpoint(&backend));
+    assert_kept(&broker, &[SOCKET]);
+}
+
+fn a_start_that_comes_to_nothing_leaves_nothing_kept() {
+    let port = "[readiness]\nprobe = \"socket\"\nnotify = true\n[endpoint]\nkind = \"tcp\"";
+    let missing = Service::named("missing").command("1.0.0", &["/no/such/program"]).toml(port);
+    let broker = Setup::new().kept().service(&missing).start();
+    for _ in 0..2 {
+        let _ = broker.ctl(&["resolve", "missing"]).exits(69);
+        assert_kept(&broker, &[]);
+    }
+    let folder = fs::read_dir(broker.path("run/broker.sock.d")).expect("a folder");
+    assert_eq!(folder.count(), 0);
+}
