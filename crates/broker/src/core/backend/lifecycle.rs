@@ -202,7 +202,7 @@ impl Backend {
             State::Inactive { .. } | State::Backoff { .. } | State::Failed { .. } | State::Quarantined { .. } => return,
         };
         let lived = now.since(began);
-        self.budget.start_ended();
+        // The budget stays as it is: a retry that ended so is still the one retry.
         self.record(Happening::Exited { exit, lived, crash: false }, effects);
         self.record(Happening::TakenDown, effects);
         self.tell_holders(&News::Exited { generation, exit, lived }, effects);
