@@ -5,7 +5,9 @@
 mod cgroups;
 mod installing;
 mod logs;
+mod manager;
 mod packaging;
+mod restarts;
 mod sockets;
 mod units;
 mod users;
@@ -24,6 +26,8 @@ fn main() -> ExitCode {
         (installing::TRIALS, None),
         (cgroups::with_controllers::TRIALS, cgroups::with_controllers::hindrance()),
         (cgroups::TRIALS, None),
+        (restarts::TRIALS, None),
+        (manager::TRIALS, None),
         (users::TRIALS, None),
         (logs::TRIALS, None),
         (sockets::TRIALS, None),
