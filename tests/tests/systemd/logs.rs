@@ -10,6 +10,7 @@ trials![
     a_journal_that_hangs_holds_nobody_up,
     a_service_may_log_to_the_journal,
     what_a_backend_logs_by_itself_is_its_log_too,
+    the_noise_of_one_backend_silences_no_other,
     two_instances_of_a_service_are_told_apart,
     following_goes_on_over_a_restart_of_the_backend,
     what_a_daemon_wrote_last_is_evidence,
@@ -17,6 +18,7 @@ trials![
     a_restart_of_journald_ends_neither_daemon_nor_broker,
     without_a_journal_a_daemon_logs_to_a_file,
     who_cannot_read_the_journal_is_told_why,
+    a_user_finds_the_logs_of_a_broker_of_ones_own,
 ];
 
 /// A machine on which the system's broker runs with these services.
@@ -188,6 +190,21 @@ fn what_a_backend_logs_by_itself_is_its_log_too() {
     wait_logs(&machine, &["x"], &["starting x@1.0.0/default, generation 1", "by itself", "as it should"]);
 }
 
+fn the_noise_of_one_backend_silences_no_other() {
+    let machine = Machine::boot();
+    machine.write("/etc/systemd/journald.conf.d/zz.conf", "[Journal]\nRateLimitIntervalSec=1h\nRateLimitBurst=100\n");
+    machine.systemctl(&["restart", "systemd-journald.service"]);
+    // journald allows a few times the limit where there is much room.
+    let script = "seq 1 5000; exec /usr/bin/fake-backend --listen \"$0\"";
+    let noisy = Service::named("noisy").command("1.0.0", &["/bin/sh", "-c", script, "{endpoint}"]).in_journal();
+    machine.service(&noisy);
+    machine.service(&Service::fake("calm", &["--stderr", "heard"]).in_journal());
+    machine.systemctl(&["start", "brokerd.service"]);
+    let _ = (resolve(&machine, "noisy"), resolve(&machine, "calm"));
+    wait_logs(&machine, &["calm"], &["starting calm@1.0.0/default, generation 1", "heard"]);
+    wait_logs(&machine, &["-n", "1", "noisy"], &["5000"]);
+}
+
 fn two_instances_of_a_service_are_told_apart() {
     // The workers write as well as the main process, and nothing but their stream says whose they are.
     let machine = machine(&[Service::fake("x", &["--workers", "2"]).in_journal()]);
@@ -230,6 +247,7 @@ fn what_a_daemon_wrote_last_is_evidence() {
     let machine = machine(&[
         Service::fake("bad", &["--stderr", last, "--exit", "7"]).in_journal(),
         Service::fake("silent", &["--exit", "8"]).in_journal(),
+        Service::named("cut").command("1.0.0", &["/bin/sh", "-c", "printf 'never ended'; exit 9"]).in_journal(),
     ]);
     let refused = machine.ctl_json(&["resolve", "bad"]).refused(75, "backend_unavailable");
     let evidence = &refused["evidence"];
@@ -242,6 +260,8 @@ fn what_a_daemon_wrote_last_is_evidence() {
     );
     let refused = machine.ctl_json(&["resolve", "silent"]).refused(75, "backend_unavailable");
     assert_eq!((&refused["evidence"]["exit_code"], &refused["evidence"]["stderr"]), (&8.into(), &Value::Null));
+    let refused = machine.ctl_json(&["resolve", "cut"]).refused(75, "backend_unavailable");
+    assert_eq!(refused["evidence"]["stderr"], "never ended");
     assert_eq!(machine.ctl(&["logs", "bad"]).done().stdout.lines().last(), Some("the disk is on fire"));
 }
 
@@ -328,4 +348,22 @@ fn who_cannot_read_the_journal_is_told_why() {
     let _ = machine.run(&["gpasswd", "--add", "someone", "systemd-journal"]).done();
     let shown = || as_user(&["brokerctl", "logs", "x"]).done().stdout;
     wait_until("a member of the group may", || shown().starts_with("starting x@1.0.0/default, generation 1\n"));
+}
+
+fn a_user_finds_the_logs_of_a_broker_of_ones_own() {
+    let machine = Machine::boot();
+    // Users may read their own entries, where journald keeps them apart.
+    machine.write("/etc/systemd/journald.conf.d/zz.conf", "[Journal]\nStorage=persistent\nSplitMode=uid\n");
+    machine.systemctl(&["restart", "systemd-journald.service"]);
+    let _ = machine.run(&["journalctl", "--flush"]).done();
+    let alice = machine.user("alice");
+    alice.service(&Service::fake("x", &[]).in_journal());
+    alice.systemctl(&["start", "brokerd.socket"]);
+    say(&machine, &alice.resolve("x"), "at home");
+    let shown = |command: &str| alice.shell(command).stdout;
+    let expect = "starting x@1.0.0/default, generation 1\nat home\n";
+    wait_until("the daemon's lines", || shown("brokerctl logs x") == expect);
+    wait_until("the broker's", || {
+        shown("journalctl -q -o cat BROKER_SERVICE=x").contains("started backend=x@1.0.0/default")
+    });
 }

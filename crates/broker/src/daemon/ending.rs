@@ -205,14 +205,16 @@ impl Driver {
 
     /// Ends what is left, on a worker thread.
     pub(super) fn end_with(&mut self, id: BackendId, generation: u64, mut ending: Ending) {
-        ending.is_explained = self.registry.get(id).is_some_and(|(_, backend)| backend.will_refuse());
-        let mains = self.mains.clone();
+        // Nothing that was registered is forgotten.
+        let Some((key, backend)) = self.registry.get(id) else { return };
+        ending.is_explained = backend.will_refuse();
+        let (key, mains) = (Arc::new(key.clone()), self.mains.clone());
         // Shared, so that it is not lost with a job that no thread takes.
         let ending = Arc::new(Mutex::new(Some(ending)));
-        let theirs = Arc::clone(&ending);
+        let (theirs, name) = (Arc::clone(&ending), Arc::clone(&key));
         let job = move || {
             let taken = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let finished = taken.map(|ending| work::finish(ending, &mains)).unwrap_or_default();
+            let finished = taken.map(|ending| work::finish(ending, &name, generation, &mains)).unwrap_or_default();
             Report::Gone { id, generation, finished }
         };
         self.ending += 1;
@@ -222,9 +224,10 @@ impl Driver {
         };
         if let Err(error) = self.work(job, faulty) {
             // Nothing may be started over what still runs: so it is ended here, whoever waits meanwhile.
-            tracing::error!(%error, generation, "no thread to end a backend from");
+            tracing::error!(backend = %key, generation, %error, "no thread to end a backend from");
             let taken = ending.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let Finished { trace, .. } = taken.map(|ending| work::finish(ending, &self.mains)).unwrap_or_default();
+            let finished = taken.map(|ending| work::finish(ending, &key, generation, &self.mains));
+            let Finished { trace, .. } = finished.unwrap_or_default();
             self.ending -= 1;
             self.remember_end(id, generation, &trace);
             self.follow_up(id, Event::Gone { generation, trace });

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use nix::sys::socket::{MsgFlags, send};
 
 use super::reading::{PROGRAM, Traces, stream_ids};
 use super::stream::{Stream, memory_file, wait_read};
@@ -41,8 +42,10 @@ pub(crate) fn last_words(
 ) -> io::Result<String> {
     let deadline = Instant::now() + PATIENCE;
     if let Some(held) = held {
+        // By this a line ends that its writer did not end, and an empty one is none. Once journald has read it, all that
+        // was written before is in the journal.
+        let _ = send(held.as_raw_fd(), b"\n", MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
         wait_read(&held, READ_PATIENCE);
-        // Dropped by now, so that a line that was never ended ends.
     }
     let Stream { identifier, first_line, writer, .. } = stream;
     let traces = Traces { identifier, first_line, writer: Some(*writer), pids: &[], cgroup: None };

@@ -20,10 +20,9 @@ use super::mains::Mains;
 use super::processes::News;
 use super::session::SessionId;
 use crate::core::backend::Trace;
-use crate::core::registry::BackendId;
+use crate::core::registry::{BackendId, BackendKey};
 use crate::failpoint;
 use crate::journald::last_words::last_words;
-use crate::journald::stream::Stream;
 use crate::net::endpoint::{Removal, remove_dead_unix};
 use crate::process::cgroup::Leaf;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
@@ -111,7 +110,7 @@ pub(super) struct Finished {
 }
 
 /// Ends a generation and looks at what it left.
-pub(super) fn finish(ending: Ending, mains: &Mains) -> Finished {
+pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &Mains) -> Finished {
     let Ending { main, facts, tree, socket, log, stream, is_explained, record, cgroup } = ending;
     failpoint::reached("before-end");
     let main_pid = main.as_ref().map(|main| main.pid);
@@ -138,21 +137,35 @@ pub(super) fn finish(ending: Ending, mains: &Mains) -> Finished {
         match remove_dead_unix(&socket) {
             Ok(Removal::Removed | Removal::Absent) => {}
             Ok(Removal::Alive | Removal::NotASocket) => {
-                tracing::warn!(socket = %socket.display(), "the endpoint of a dead backend is somebody else's; it stays");
+                tracing::warn!(
+                    backend = %key, generation, socket = %socket.display(),
+                    "the endpoint of a dead backend is somebody else's; it stays"
+                );
             }
-            Err(error) => tracing::warn!(%error, socket = %socket.display(), "cannot remove a dead socket"),
+            Err(error) => {
+                tracing::warn!(backend = %key, generation, %error, socket = %socket.display(), "cannot remove a dead socket");
+            }
         }
     }
     if let Some(record) = record
         && let Err(error) = std::fs::remove_file(&record)
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        tracing::warn!(%error, record = %record.display(), "cannot remove the record of a start that is over");
+        tracing::warn!(
+            backend = %key, generation, %error, record = %record.display(),
+            "cannot remove the record of a start that is over"
+        );
     }
     let stderr = match &log {
         Some(LogPlace::File(path)) => log_file::tail(path, TAIL_LINES, TAIL_BYTES).ok(),
         // To ask the journal takes a program, and the time that it takes.
-        Some(LogPlace::Journal(journal)) if is_explained => read_back(journal, stream),
+        Some(LogPlace::Journal(journal)) if is_explained => match last_words(journal, stream, TAIL_LINES, TAIL_BYTES) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                tracing::warn!(backend = %key, generation, %error, "what it wrote to the journal cannot be read");
+                None
+            }
+        },
         Some(LogPlace::Journal(_)) | None => None,
     };
     let stderr = stderr.map(|text| text.trim_end().to_owned()).filter(|text| !text.is_empty());
@@ -160,15 +173,4 @@ pub(super) fn finish(ending: Ending, mains: &Mains) -> Finished {
     let lingering = main.filter(|main| remaining.contains(&main.pid));
     failpoint::reached("after-end");
     Finished { trace, remaining, lingering }
-}
-
-/// What a daemon wrote to the journal last.
-fn read_back(stream: &Stream, held: Option<Arc<OwnedFd>>) -> Option<String> {
-    match last_words(stream, held, TAIL_LINES, TAIL_BYTES) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            tracing::warn!(%error, start = stream.first_line, "what it wrote to the journal cannot be read");
-            None
-        }
-    }
 }
