@@ -17,6 +17,7 @@ pub(crate) const OTHER: u32 = 65534;
 broker_tests::trials![
     another_user_is_rejected_unless_the_service_admits_it,
     an_operators_orders_are_for_the_brokers_own_user,
+    members_of_the_admin_group_may_control_and_use_nothing,
     a_connected_socket_needs_the_services_consent,
     a_socket_that_may_not_be_opened_is_not_permitted,
 ];
@@ -89,6 +90,38 @@ fn an_operators_orders_are_for_the_brokers_own_user() {
     assert_eq!(broker.resolve("x"), before);
 }
 
+/// A broker that lets the other user connect, and the group control it.
+fn controlled_by(group: &str) -> Broker {
+    let (_, own) = own_names().expect("known");
+    let setup = Setup::new().config(&format!("socket_group = {own:?}\nadmin_group = {group:?}\n"));
+    fs::set_permissions(setup.folder(), fs::Permissions::from_mode(0o755)).expect("own folder");
+    copy_brokerctl(setup.folder());
+    setup.service(&Service::fake("x", &[])).start()
+}
+
+fn members_of_the_admin_group_may_control_and_use_nothing() {
+    let (_, group) = own_names().expect("known");
+    let broker = controlled_by(&group);
+    let started = ctl_as_other(&broker, &["start", "x"]).done().json();
+    assert_eq!(started["state"], "ready", "{started}");
+    let status = ctl_as_other(&broker, &["status"]).done().json();
+    assert_eq!(status["backends"][0]["pid"], started["pid"]);
+    let _ = ctl_as_other(&broker, &["resolve", "x"]).refused(77, "peer_rejected");
+    let refused = ctl_as_other(&broker, &["run", "--", "id"]).refused(77, "peer_rejected");
+    assert!(refused["reason"].as_str().is_some_and(|reason| reason.contains("only root may")), "{refused}");
+    assert_eq!(ctl_as_other(&broker, &["processes"]).done().json()["processes"], serde_json::json!([]));
+    let _ = ctl_as_other(&broker, &["reload"]).done();
+    let _ = ctl_as_other(&broker, &["stop", "x"]).done();
+    broker.assert_gone("x");
+
+    let broker = controlled_by("root");
+    let _ = broker.resolve("x");
+    let refused = ctl_as_other(&broker, &["stop", "x"]).refused(77, "peer_rejected");
+    let reason = refused["reason"].as_str().expect("a reason");
+    assert!(reason.contains("only root and members of the group `root` may"), "{reason}");
+    let _ = broker.dial(&broker.backend("x"));
+}
+
 /// Runs the function in a thread that is the other user: in Linux, users belong to threads.
 fn as_other<T: Send>(function: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
@@ -138,8 +171,11 @@ fn a_socket_that_may_not_be_opened_is_not_permitted() {
     fs::set_permissions(setup.folder(), fs::Permissions::from_mode(0o755)).expect("own folder");
     copy_brokerctl(setup.folder());
     let broker = setup.service(&Service::fake("x", &[])).start();
-    let output = ctl_as_other(&broker, &["resolve", "x"]).exits(77);
-    assert!(output.stderr.contains("broker.sock"), "{}", output.stderr);
+    for command in [&["resolve", "x"][..], &["status"]] {
+        let output = ctl_as_other(&broker, command).exits(77);
+        let is_explained = ["broker.sock", "for its owner and root"].iter().all(|words| output.stderr.contains(words));
+        assert!(is_explained, "{}", output.stderr);
+    }
 }
 
 /// Puts a brokerctl where others can execute it. Another process writes it: a program that is open for writing in this

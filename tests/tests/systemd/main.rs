@@ -2,6 +2,7 @@
 //!
 //! Each module is one theme. Where no machine can be booted, every trial is reported as ignored, with the reason.
 
+mod access;
 mod cgroups;
 mod installing;
 mod logs;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         (cgroups::TRIALS, None),
         (restarts::TRIALS, None),
         (manager::TRIALS, None),
+        (access::TRIALS, None),
         (users::TRIALS, None),
         (logs::TRIALS, None),
         (sockets::TRIALS, None),

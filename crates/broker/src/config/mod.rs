@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use log::{Log, LogFormat};
+use nix::unistd::{Gid, Group};
 pub(crate) use paths::{NoDefault, Surroundings};
 use settings::Settings;
 use toml::de::DeValue;
@@ -22,6 +23,9 @@ use crate::services::{self, Problem};
 
 /// Where a broker in the background logs, in its state folder.
 const LOG_FOLDER: &str = "log";
+
+/// The group that controls the system's broker, where there is such a group.
+const ADMIN_GROUP: &str = "broker-admin";
 
 /// Where durable processes are kept, in the state folder.
 const PROCESSES_FOLDER: &str = "processes";
@@ -52,6 +56,8 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// The group whose members may connect, by number.
     pub(crate) socket_group: Option<u32>,
+    /// The group whose members may control the broker, besides root and the user that it runs as.
+    pub(crate) admin_group: Option<AdminGroup>,
     /// UTF-8.
     pub(crate) state_dir: PathBuf,
     /// Directories of service files. May be empty, if the user has no home.
@@ -75,6 +81,31 @@ pub(crate) enum Cgroups {
 
 impl Cgroups {
     const WORDS: [(&str, Self); 2] = [("auto", Self::Auto), ("off", Self::Off)];
+}
+
+/// A group whose members may control the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AdminGroup {
+    pub(crate) gid: u32,
+    /// For people; the number if it has none.
+    pub(crate) name: String,
+}
+
+impl AdminGroup {
+    /// The group of that number.
+    fn of(gid: u32) -> Self {
+        let name = Group::from_gid(Gid::from_raw(gid)).ok().flatten().map(|group| group.name);
+        Self { gid, name: name.unwrap_or_else(|| gid.to_string()) }
+    }
+
+    /// The one that controls a broker of the system unless the file says otherwise, if it exists.
+    fn of_the_system(uid: u32) -> Option<Self> {
+        if uid != 0 {
+            return None;
+        }
+        let group = Group::from_name(ADMIN_GROUP).ok().flatten()?;
+        Some(Self { gid: group.gid.as_raw(), name: group.name })
+    }
 }
 
 /// How durable processes are kept.
@@ -203,6 +234,7 @@ impl Config {
             file,
             socket: utf8("--socket", socket)?,
             socket_group: settings.socket_group,
+            admin_group: settings.admin_group.or_else(|| AdminGroup::of_the_system(surroundings.uid)),
             state_dir: utf8("--state-dir", state_dir)?,
             services,
             idle_exit: options.idle_exit.unwrap_or(settings.idle_exit).0,

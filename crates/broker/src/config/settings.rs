@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
-use super::{Cgroups, IdleExit, Limits, Log, LogFormat};
+use super::{AdminGroup, Cgroups, IdleExit, Limits, Log, LogFormat};
 use crate::services::Problem;
 use crate::services::problem::quoted;
 use crate::services::reader::{self, Document, Schema};
@@ -16,7 +16,21 @@ use crate::services::values;
 
 /// All keys of `broker.toml`.
 const SCHEMA: Schema = &[
-    ("", &["socket", "socket_group", "state_dir", "services", "idle_exit", "cgroups", "log", "limits", "processes"]),
+    (
+        "",
+        &[
+            "socket",
+            "socket_group",
+            "admin_group",
+            "state_dir",
+            "services",
+            "idle_exit",
+            "cgroups",
+            "log",
+            "limits",
+            "processes",
+        ],
+    ),
     ("[log]", &["format", "level", "directory", "keep"]),
     ("[limits]", &["backends", "waiters_per_backend", "sessions_per_user", "first_message_timeout"]),
     ("[processes]", &["store", "lease", "concurrent"]),
@@ -56,6 +70,7 @@ const LIMIT_MAX: u64 = 1 << 22;
 pub(crate) struct Settings {
     pub(crate) socket: Option<PathBuf>,
     pub(crate) socket_group: Option<u32>,
+    pub(crate) admin_group: Option<AdminGroup>,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) services: Option<Vec<PathBuf>>,
     pub(crate) idle_exit: IdleExit,
@@ -96,6 +111,7 @@ fn build(document: &Document<'_>) -> Settings {
     Settings {
         socket: top.get("socket", values::socket_path).map(|socket| socket.value),
         socket_group: top.get("socket_group", values::group).map(|group| group.value),
+        admin_group: top.get("admin_group", values::group).map(|group| AdminGroup::of(group.value)),
         state_dir: top.get("state_dir", values::absolute_path).map(|directory| directory.value),
         services: services.map(|list| list.value.into_iter().map(|directory| directory.value).collect()),
         idle_exit: top.get_or("idle_exit", idle_exit, IdleExit(None)),
@@ -187,6 +203,7 @@ mod tests {
         let text = r#"
             socket = "/run/b/b.sock"
             socket_group = "root"
+            admin_group = 0
             state_dir = "/var/lib/b"
             services = ["/etc/b", "/usr/share/b"]
             idle_exit = "10m"
@@ -211,6 +228,7 @@ mod tests {
         let expect = Settings {
             socket: Some("/run/b/b.sock".into()),
             socket_group: Some(0),
+            admin_group: Some(AdminGroup { gid: 0, name: "root".to_owned() }),
             state_dir: Some("/var/lib/b".into()),
             services: Some(vec!["/etc/b".into(), "/usr/share/b".into()]),
             idle_exit: IdleExit(Some(Duration::from_secs(600))),

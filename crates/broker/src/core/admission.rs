@@ -41,7 +41,7 @@ pub(crate) enum Rejection {
 /// The peer is neither root nor the broker's own user, and the rules list neither it nor one of its groups.
 pub(crate) fn admit(peer: &Peer, broker_uid: u32, rules: &AccessRules) -> Result<(), Rejection> {
     let listed = rules.users.contains(&peer.uid) || peer.gids.iter().any(|gid| rules.groups.contains(gid));
-    match may_control(peer, broker_uid) || listed {
+    match is_owner(peer, broker_uid) || listed {
         true => Ok(()),
         false => Err(Rejection::NotListed { uid: peer.uid }),
     }
@@ -53,15 +53,21 @@ pub(crate) fn admit(peer: &Peer, broker_uid: u32, rules: &AccessRules) -> Result
 /// As [`admit`]; or the peer is another user than root and the broker's, and the service does not consent.
 pub(crate) fn admit_connected(peer: &Peer, broker_uid: u32, rules: &AccessRules) -> Result<(), Rejection> {
     admit(peer, broker_uid, rules)?;
-    match may_control(peer, broker_uid) || rules.connected {
+    match is_owner(peer, broker_uid) || rules.connected {
         true => Ok(()),
         false => Err(Rejection::NoConnection { uid: peer.uid }),
     }
 }
 
-/// Whether a peer may stop, drain and reload: root and the broker's own user may.
-pub(crate) fn may_control(peer: &Peer, broker_uid: u32) -> bool {
+/// Whether a peer is root or the user that the broker runs as, to whom everything is permitted.
+pub(crate) fn is_owner(peer: &Peer, broker_uid: u32) -> bool {
     peer.uid == ROOT || peer.uid == broker_uid
+}
+
+/// Whether a peer may stop, drain and reload: the owners may, and members of the group that is there for it. What the
+/// broker's user can do by having the broker run a command is not among it.
+pub(crate) fn may_control(peer: &Peer, broker_uid: u32, admins: Option<u32>) -> bool {
+    is_owner(peer, broker_uid) || admins.is_some_and(|group| peer.gids.contains(&group))
 }
 
 #[cfg(test)]
@@ -114,10 +120,20 @@ mod tests {
     }
 
     #[test]
-    fn only_root_and_the_brokers_user_may_control() {
-        assert!(may_control(&peer(ROOT, &[]), BROKER));
-        assert!(may_control(&peer(BROKER, &[]), BROKER));
-        assert!(!may_control(&peer(1000, &[50]), BROKER));
+    fn root_and_the_brokers_user_may_control_and_so_may_the_group_that_is_there_for_it() {
+        for admins in [None, Some(60)] {
+            assert!(may_control(&peer(ROOT, &[]), BROKER, admins));
+            assert!(may_control(&peer(BROKER, &[]), BROKER, admins));
+            assert!(!may_control(&peer(1000, &[50]), BROKER, admins));
+            assert_eq!(may_control(&peer(1000, &[50, 60]), BROKER, admins), admins.is_some());
+        }
+        assert!(!may_control(&peer(60, &[]), BROKER, Some(60)), "a user's number is no group's");
+    }
+
+    #[test]
+    fn who_may_control_is_not_admitted_for_that() {
+        assert!(admit(&peer(1000, &[60]), BROKER, &AccessRules::default()).is_err());
+        assert!(!is_owner(&peer(1000, &[60, ROOT, BROKER]), BROKER));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One command's session with the broker: finding it, asking it, bounding every wait, and what a failure to reach it
 //! means to a person.
 
+use std::ffi::CString;
 use std::future::Future;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use broker_client::{Builder, Client, Error, Held, Request};
 use broker_proto::{Address, AdminRequest, InstanceName, Requirement, Selection};
-use nix::unistd::{Gid, Group};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use serde_json::Value;
 
 use super::args::{Command, Events, Exec, Global, Instance, Logs, Wanted};
@@ -220,21 +221,34 @@ fn how_to_start(tried: &[(PathBuf, std::io::Error)]) -> String {
     looked.collect::<String>() + start
 }
 
-fn how_to_be_admitted(path: &Path) -> String {
-    let group = [Some(path), path.parent()]
-        .into_iter()
-        .flatten()
-        .find_map(|path| std::fs::metadata(path).ok())
-        .and_then(|metadata| Group::from_gid(Gid::from_raw(metadata.gid())).ok().flatten());
-    match group {
-        Some(group) if group.gid.as_raw() != 0 => {
-            format!(
-                "its group is `{0}`: join it (`usermod -aG {0} YOU`), or run a broker of your own: `brokerd`",
-                group.name
-            )
-        }
-        _ => "it is for its owner and root: use sudo, or run a broker of your own: `brokerd`".to_owned(),
+/// What keeps this user from a socket, and what is to be done. The folder says it where the socket itself is not seen.
+fn how_to_be_admitted(socket: &Path) -> String {
+    const GROUP_MAY_CONNECT: u32 = 0o020;
+    const GROUP_MAY_ENTER: u32 = 0o010;
+    let looked = [(Some(socket), GROUP_MAY_CONNECT), (socket.parent(), GROUP_MAY_ENTER)];
+    let metadata = looked.into_iter().find_map(|(path, bit)| Some((std::fs::metadata(path?).ok()?, bit)));
+    let group = metadata
+        .filter(|(metadata, bit)| metadata.mode() & bit != 0 && metadata.gid() != 0)
+        .and_then(|(metadata, _)| Group::from_gid(Gid::from_raw(metadata.gid())).ok().flatten());
+    let Some(group) = group else {
+        return "it is for its owner and root: use sudo, or run a broker of your own: `brokerd`".to_owned();
+    };
+    let user = User::from_uid(Uid::current()).ok().flatten();
+    let name = user.as_ref().map_or("YOU", |user| user.name.as_str());
+    let groups = user.as_ref().and_then(|user| getgrouplist(&CString::new(user.name.as_str()).ok()?, user.gid).ok());
+    // The groups of a process are those that its user had at the login.
+    if groups.unwrap_or_default().contains(&group.gid) {
+        return format!(
+            "it is for members of the group `{0}`; {name} is one by now, and was none at the login: log in again, or use \
+             `newgrp {0}`",
+            group.name
+        );
     }
+    format!(
+        "it is for members of the group `{0}`: join it (`usermod -aG {0} {name}`, and log in again), or run a broker of \
+         your own: `brokerd`",
+        group.name
+    )
 }
 
 #[cfg(test)]

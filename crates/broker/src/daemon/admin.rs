@@ -10,7 +10,7 @@ use super::driver::{Driver, Kind, Leave};
 use super::session::{Session, SessionId};
 use super::work::Report;
 use super::{report, telling};
-use crate::core::admission::may_control;
+use crate::core::admission::{is_owner, may_control};
 use crate::core::backend::{Event, Ticket};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::journal::Change;
@@ -76,13 +76,7 @@ impl Driver {
         request_id: RequestId,
         request: AdminRequest,
     ) -> Result<(), Box<Refusal>> {
-        if !may_control(&session.peer, self.uid) {
-            let reason = format!(
-                "user {} may not control this broker: only root and user {}, whom it runs as, may",
-                session.peer.uid, self.uid
-            );
-            return Err(Box::new(Refusal::new(Code::PeerRejected, reason)));
-        }
+        self.check_control(session, &request)?;
         let document = match request {
             AdminRequest::Status => report::status(self),
             AdminRequest::Services => report::services(&self.catalog),
@@ -123,6 +117,30 @@ impl Driver {
         };
         reply(session, request_id, &document);
         Ok(())
+    }
+
+    /// Whether a peer may give such an order. A command that the broker runs is run as the broker's user, so to have one
+    /// run is for those alone who are that user already.
+    fn check_control(&self, session: &Session, request: &AdminRequest) -> Result<(), Box<Refusal>> {
+        let (uid, own) = (session.peer.uid, self.uid);
+        let admins = self.config.admin_group.as_ref();
+        let owners = if own == 0 { "root".to_owned() } else { format!("root and user {own}, whom it runs as,") };
+        let reason = if !may_control(&session.peer, own, admins.map(|group| group.gid)) {
+            match admins {
+                Some(group) => format!(
+                    "user {uid} may not control this broker: only {owners} and members of the group `{}` may",
+                    group.name
+                ),
+                None => format!("user {uid} may not control this broker: only {owners} may"),
+            }
+        } else if matches!(request, AdminRequest::Run { .. }) && !is_owner(&session.peer, own) {
+            format!(
+                "user {uid} may not have this broker run a process: it would run as user {own}, so only {owners} may"
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Box::new(Refusal::new(Code::PeerRejected, reason)))
     }
 
     fn order_start(
