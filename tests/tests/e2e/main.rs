@@ -10,6 +10,7 @@ mod background;
 mod blocking;
 mod bridging;
 mod cgroups;
+mod demand;
 mod doubts;
 mod ends;
 mod events;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         readiness::TRIALS,
         recovery::TRIALS,
         doubts::TRIALS,
+        demand::TRIALS,
         ends::TRIALS,
         processes::torture::TRIALS,
         processes::sharing::TRIALS,

@@ -221,12 +221,16 @@ impl Driver {
         let mut effects: Vec<Effect> = Vec::new();
         while let Some((id, event)) = self.queue.pop_front() {
             // What follows a decision is done after it was put down.
-            if self.registry.handle(now(), id, event, &mut effects) {
+            let is_changed = self.registry.handle(now(), id, event, &mut effects);
+            if is_changed {
                 self.remember(id);
                 self.manager.changed();
             }
             for effect in effects.drain(..) {
                 self.perform(id, effect);
+            }
+            if is_changed {
+                self.attend(id);
             }
         }
         self.arm();

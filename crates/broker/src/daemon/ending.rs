@@ -53,6 +53,7 @@ impl Driver {
             Look::Unsettled => return false,
             Look::Runs => {}
             Look::Ended(event) => {
+                self.hold_for_waiting(id, &event);
                 self.dispatch(id, event);
                 self.settle_doubts(id);
             }

@@ -9,6 +9,7 @@ use broker_proto::Endpoint;
 use nix::unistd::Pid;
 use tokio::task::JoinHandle;
 
+use super::demand::Demand;
 use super::doubts::Doubt;
 use super::fd_store::Stored;
 use super::ledger::{Start, fingerprint};
@@ -33,6 +34,8 @@ pub(super) struct Hosted {
     pub(super) running: Option<Running>,
     /// The listening socket that daemons of this backend inherit, kept from start to start.
     pub(super) listener: Option<Held>,
+    /// Who waits there while nothing runs.
+    pub(super) demand: Demand,
     /// No service file defines it any more.
     pub(super) removed: bool,
     /// Where the newest generation writes to.
@@ -172,6 +175,7 @@ impl Hosted {
             definition,
             running: None,
             listener: None,
+            demand: Demand::default(),
             removed: false,
             log: None,
             watched: None,

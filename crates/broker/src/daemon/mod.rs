@@ -8,6 +8,7 @@ mod args;
 mod cgroups;
 mod clock;
 mod deadlines;
+mod demand;
 mod detach;
 mod doubts;
 mod driver;

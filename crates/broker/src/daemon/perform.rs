@@ -7,6 +7,7 @@ use std::sync::Arc;
 use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage};
 
 use super::clock::now;
+use super::demand::Demand;
 use super::driver::{Driver, Kind};
 use super::ending::Look;
 use super::hosted::Launched;
@@ -41,6 +42,7 @@ impl Driver {
             Effect::End { generation } => self.end(id, generation),
             Effect::CountConnections { generation } => self.count_connections(id, generation),
             Effect::Negotiate { ticket, generation } => self.negotiate(id, ticket, generation),
+            Effect::Refuse { ticket, refusal } if self.is_demand(id, ticket) => self.demand_refused(id, &refusal),
             Effect::Refuse { ticket, refusal } => self.refuse(ticket, *refusal),
             Effect::Stopped { ticket } => self.stopped(ticket),
             Effect::Progress { ticket, progress } => {
@@ -57,6 +59,7 @@ impl Driver {
                 }
                 self.record(id, generation, happening);
             }
+            Effect::Tell { ticket, news } if self.is_demand(id, ticket) => self.demand_told(id, ticket, &news),
             Effect::Tell { ticket, news } => {
                 let endpoint = self.hosted.get(&id).and_then(|h| h.running.as_ref()).map(|r| r.endpoint.clone());
                 if let Some((session, request_id)) = self.asker(ticket)
@@ -324,8 +327,16 @@ impl Driver {
     pub(super) fn redefine(&mut self, id: BackendId, definition: Arc<services::Definition>) {
         let waiters_max = self.config.limits.waiters_per_backend;
         let policies = super::hosted::policies(&definition, waiters_max);
+        let is_live = self.registry.get(id).is_some_and(|(_, backend)| backend.is_live());
         if let Some(hosted) = self.hosted.get_mut(&id) {
+            // Who comes to a socket that no start would inherit would start what does not serve it.
+            if !is_live {
+                hosted.drop_unfit_listener(&definition);
+            }
             hosted.fingerprint = fingerprint(&definition);
+            if let Demand::Refused { .. } = hosted.demand {
+                hosted.demand = Demand::Unwatched;
+            }
             hosted.definition = definition;
         }
         self.dispatch(id, Event::Redefine(policies));

@@ -11,7 +11,7 @@ use semver::Version;
 
 use super::clock::now;
 use super::driver::{Asked, Driver, Kind};
-use super::hosted::{self, Hosted};
+use super::hosted::{self, Held, Hosted};
 use super::session::{Session, SessionId};
 use crate::core::admission::{AccessRules, Rejection, admit, admit_connected};
 use crate::core::backend::{Event, RETRY_HINT, Ticket, Waiter, quarantined};
@@ -133,7 +133,9 @@ impl Driver {
         self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
         self.registry.take_forgotten().into_iter().for_each(|key| self.journal.tell(Change::Forgotten { key }));
         let registry = &self.registry;
-        self.hosted.retain(|id, _| registry.get(*id).is_some());
+        for (_, forgotten) in self.hosted.extract_if(|id, _| registry.get(*id).is_none()) {
+            forgotten.listener.iter().for_each(Held::remove);
+        }
         Ok(id)
     }
 

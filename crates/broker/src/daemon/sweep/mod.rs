@@ -68,6 +68,7 @@ impl Driver {
             self.settle(left, verdict, &mut inherited, &mut spared, &mut tally);
         }
         inherited.close_rest(&self.fd_store);
+        self.attend_all();
         self.places.sweep(&spared, &self.cgroups);
         let Tally { adopted, gone, rebooted, taken_down, quarantined } = tally;
         if adopted + gone + rebooted + taken_down + quarantined > 0 {
