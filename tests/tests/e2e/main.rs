@@ -24,6 +24,7 @@ mod hygiene;
 mod idle_exit;
 mod library;
 mod lifecycle;
+mod limits;
 mod manager;
 mod namespaces;
 mod operators;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         autostart::TRIALS,
         racing::TRIALS,
         lifecycle::TRIALS,
+        limits::TRIALS,
         waiters::TRIALS,
         hygiene::TRIALS,
         refusals::TRIALS,

@@ -10,6 +10,7 @@ pub(crate) mod farewell;
 pub(crate) mod heartbeat;
 pub(crate) mod idle_exit;
 pub(crate) mod lease;
+pub(crate) mod limits;
 pub(crate) mod notices;
 pub(crate) mod readiness;
 pub(crate) mod recovery;

@@ -16,6 +16,8 @@ use super::output::{BAD, CARE, Console, FAILED, Failure, GOOD, paint};
 use super::services::sentence;
 use super::status::count;
 use crate::config::{Config, ConfigError, Options, Surroundings};
+use crate::core::limits::Unenforced;
+use crate::process::cgroup::impossible;
 use crate::process::spawn::resolve_program;
 use crate::services::{
     Catalog, Command, Definition, Environment, Kind, Position, Probe, Problem, ProcessDefinition, Service, Severity,
@@ -118,6 +120,7 @@ impl Findings {
         self.problems.extend(catalog.problems.iter().cloned());
         for service in catalog.services.values() {
             self.problems.extend(missing_programs(service));
+            self.problems.extend(vain_limits(service));
         }
         self.catalogs.push(catalog);
     }
@@ -218,6 +221,21 @@ fn missing_programs(service: &Service) -> Vec<Problem> {
     problems
 }
 
+/// Limits that nothing on this machine can enforce, once for all versions, since those share them.
+fn vain_limits(service: &Service) -> Vec<Problem> {
+    let limits = match &service.kind {
+        Kind::Daemon(versions) => versions.values().next().map(|definition| definition.limits),
+        Kind::Process(versions) => versions.values().next().map(|definition| definition.limits),
+    };
+    let vain = limits.map(|limits| impossible(&limits)).unwrap_or_default().into_iter();
+    vain.map(|Unenforced { limit, why }| {
+        let message = format!("`{limit}` in [limits] is not enforced on this machine: {why}");
+        let position = begins_at(&service.source, &limit);
+        Problem { position, key: Some(limit), ..Problem::warning(&service.source, message) }
+    })
+    .collect()
+}
+
 /// What is executed of one version.
 struct Runs<'s> {
     version: &'s Version,
@@ -287,6 +305,14 @@ fn written_at(file: &Path, program: &Template) -> Option<Position> {
     let text = crate::services::read_file(file).ok()?.text;
     let written = program.to_string();
     let at = text.find(&format!("\"{written}\"")).or_else(|| text.find(&format!("'{written}'")))?;
+    Some(Position::of(&text, at))
+}
+
+/// Where a line of a file begins with that key.
+fn begins_at(file: &Path, key: &str) -> Option<Position> {
+    let text = crate::services::read_file(file).ok()?.text;
+    let is_key = |at: &usize| text[..*at].rsplit('\n').next().is_some_and(|before| before.trim().is_empty());
+    let at = text.match_indices(key).map(|(at, _)| at).find(is_key)?;
     Some(Position::of(&text, at))
 }
 

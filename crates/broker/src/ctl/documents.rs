@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::output::{FAILED, Failure};
+use crate::core::limits::Unenforced;
 
 /// Reads a report.
 pub(super) fn read<T: DeserializeOwned>(document: &Value) -> Result<T, Failure> {
@@ -86,6 +87,14 @@ pub(super) struct Backend {
     /// Why it is in quarantine.
     pub(super) quarantine: Option<String>,
     pub(super) log_path: Option<String>,
+    pub(super) limits: Option<Limits>,
+}
+
+/// What limits a backend.
+#[derive(Debug, Deserialize)]
+pub(super) struct Limits {
+    #[serde(default)]
+    pub(super) not_enforced: Vec<Unenforced>,
 }
 
 /// A backend's name, as orders report it.

@@ -172,6 +172,10 @@ fn notes(backend: &Backend) -> Vec<String> {
     if backend.adopted {
         notes.push("adopted".to_owned());
     }
+    let unenforced = backend.limits.iter().flat_map(|limits| &limits.not_enforced);
+    notes.extend(
+        unenforced.map(|found| format!("`{}` is not enforced: {}", harmless(&found.limit), harmless(&found.why))),
+    );
     if backend.waiters > 0 {
         notes.push(format!("{} waiting", backend.waiters));
     }
@@ -213,6 +217,8 @@ mod tests {
                 backend(json!({"service": "lost", "state": "quarantined", "pid": null, "endpoint": null, "holds": 0,
                     "quarantine": "pid 4242 cannot be proved to be it"})),
                 backend(json!({"instance": "a", "service": "old", "adopted": true})),
+                backend(json!({"service": "big", "limits": {"memory_max": 1048576, "tasks_max": 9, "not_enforced": [
+                    {"limit": "memory_max", "why": "the controller `memory` is not offered by /c: none is"}]}})),
             ],
         });
         documents::read(&document).expect("understood")
@@ -226,6 +232,7 @@ mod tests {
         flaky    7.0.15   default   failed       900ms  -    1    0      -          try again in 29s; 2 crashes; log /x.log
         lost     7.0.15   default   quarantined  3m12s  -    1    0      -          pid 4242 cannot be proved to be it; `brokerctl release lost@7.0.15` once that is settled
         old      7.0.15   a         ready        3m12s  711  1    3      unix:/b/x  adopted
+        big      7.0.15   default   ready        3m12s  711  1    3      unix:/b/x  `memory_max` is not enforced: the controller `memory` is not offered by /c: none is
         ");
     }
 

@@ -4,6 +4,7 @@
 //! at the next start; where there is none, what is started is a process group of the broker's own cgroup, and the log
 //! says so, once.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::places::{fnv1a, is_start_name};
 use crate::config;
+use crate::core::limits::{Limits, Unenforced};
 use crate::process::cgroup::{Leaf, NoPlace, Place};
 use crate::process::start::StartFacts;
 
@@ -21,6 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The cgroups of this broker, as each thread holds them.
 #[derive(Debug, Clone)]
 pub(super) struct Cgroups(Arc<Mutex<Inner>>);
+
+/// What was made for a start.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// With its folder opened, for what begins there.
+    pub(super) cgroup: Option<(Leaf, Arc<OwnedFd>)>,
+    pub(super) unenforced: Vec<Unenforced>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -49,23 +59,28 @@ impl Cgroups {
         cgroups
     }
 
-    /// Makes the cgroup of one start, if it can be.
-    pub(super) fn leaf(&self, name: &str) -> Option<Leaf> {
+    /// Makes the cgroup of one start, if it can be, with its limits; and says which of them do not hold.
+    pub(super) fn make(&self, name: &str, limits: &Limits) -> Made {
         let mut inner = self.lock();
         if !inner.place.as_ref().is_ok_and(Place::is_there) {
             inner.find();
         }
-        match inner.place.as_ref().ok()?.leaf(name) {
-            Ok(leaf) => Some(leaf),
-            Err(error) => {
-                let text = error.to_string();
-                if text != inner.said {
-                    tracing::warn!(%error, name, "cannot make a cgroup, so this one is a process group alone");
-                    inner.said = text;
-                }
-                None
+        let made = match &inner.place {
+            Ok(place) => place.leaf(name).and_then(|leaf| {
+                let unenforced = place.limit(&leaf, limits);
+                let opened = leaf.open().inspect_err(|_| leaf.remove())?;
+                Ok(Made { cgroup: Some((leaf, Arc::new(opened))), unenforced })
+            }),
+            Err(reason) => return Made { cgroup: None, unenforced: limits.without_a_cgroup(reason) },
+        };
+        made.unwrap_or_else(|error| {
+            let why = format!("no cgroup can be made: {error}");
+            if why != inner.said {
+                tracing::warn!(%error, name, "cannot make a cgroup, so this one is a process group alone");
+                inner.said.clone_from(&why);
             }
-        }
+            Made { cgroup: None, unenforced: limits.without_a_cgroup(&why) }
+        })
     }
 
     /// Whether the unit that backends live in is being taken down.

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::driver::Driver;
 use super::places::fnv1a;
 use crate::core::backend::{Memory, Phase, Trace};
+use crate::core::limits::Unenforced;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{Timestamp, millis};
 use crate::failpoint;
@@ -58,6 +59,9 @@ pub(super) struct Start {
     /// The cgroup that it begins in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cgroup: Option<Leaf>,
+    /// What of its limits does not hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) unenforced: Vec<Unenforced>,
     /// None before the fork.
     pub(super) process: Option<Process>,
 }

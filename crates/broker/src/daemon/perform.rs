@@ -119,6 +119,7 @@ impl Driver {
             notify: None,
             record: None,
             cgroup: None,
+            unenforced: Vec::new(),
             process: None,
         };
         let order = Order {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::clock::now;
 use super::driver::Driver;
 use super::events::{Event, What};
+use super::hosted::Running;
 use super::processes;
 use crate::core::backend::Happening;
 use crate::core::registry::{BackendId, BackendKey};
@@ -84,9 +85,17 @@ fn backend(driver: &Driver, id: BackendId) -> Option<Value> {
         "quarantine": view.quarantine,
         "log_path": hosted.log.as_ref().map(LogPlace::to_string),
         "cgroup": running.and_then(|r| r.facts.cgroup.as_ref()).map(Leaf::folder),
+        "limits": running.filter(|r| !r.definition.limits.is_empty()).map(limits),
     });
     extend(&mut value, details);
     Some(value)
+}
+
+/// What limits a backend, and what of that does not hold.
+fn limits(running: &Running) -> Value {
+    let mut value = json!(running.definition.limits);
+    value["not_enforced"] = json!(running.start.unenforced);
+    value
 }
 
 fn extend(value: &mut Value, details: Value) {

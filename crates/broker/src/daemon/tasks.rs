@@ -119,7 +119,7 @@ pub(super) fn watch_probe(
     probe: Spawned,
     mut is_over: watch::Receiver<()>,
 ) {
-    let Spawned { pid, pidfd, dies_with_parent, strayed } = probe;
+    let Spawned { pid, pidfd, dies_with_parent, strayed, nofile_lowered_to } = probe;
     let pidfd = Arc::new(pidfd);
     spawn_local(async move {
         let obstacle = tokio::select! {
@@ -133,7 +133,7 @@ pub(super) fn watch_probe(
         };
         let Some(driver) = driver.upgrade() else { return };
         let mut driver = driver.borrow_mut();
-        end_probe(&driver.pool, Spawned { pid, pidfd: own(pidfd), dies_with_parent, strayed });
+        end_probe(&driver.pool, Spawned { pid, pidfd: own(pidfd), dies_with_parent, strayed, nofile_lowered_to });
         driver.dispatch(id, Event::Probed { generation, ready: obstacle.is_none(), obstacle });
     });
 }

@@ -81,6 +81,7 @@ fn run(program: PathBuf, arguments: Vec<String>, deadline: Instant) -> io::Resul
         record: None,
         cgroup: None,
         nofile_soft: None,
+        nofile: None,
     })
     .map_err(io::Error::other)?;
     let in_time = wait_ended(spawned.pidfd.as_fd(), deadline.saturating_duration_since(Instant::now()));

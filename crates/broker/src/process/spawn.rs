@@ -66,6 +66,8 @@ pub(crate) struct Command {
     pub(crate) cgroup: Option<Arc<OwnedFd>>,
     /// The soft limit of descriptors, if the broker raised its own.
     pub(crate) nofile_soft: Option<u64>,
+    /// The limit of descriptors, soft and hard; goes over the other.
+    pub(crate) nofile: Option<u64>,
 }
 
 /// A started program: our child, in a session and group of its own that bear its number.
@@ -77,6 +79,8 @@ pub(crate) struct Spawned {
     pub(crate) dies_with_parent: bool,
     /// Why it is not in the cgroup that it was to be in.
     pub(crate) strayed: Option<io::Error>,
+    /// The limit of descriptors that it has, if it could not be given the one that it was to have.
+    pub(crate) nofile_lowered_to: Option<u64>,
 }
 
 /// Starts the program and returns once it is executed. Stdin is `/dev/null`.
@@ -182,6 +186,8 @@ impl Prepared {
             kill_broker_before_record: failpoint::is_next("child-before-record"),
             kill_broker_after_record: failpoint::is_next("child-after-record"),
             nofile_soft: command.nofile_soft,
+            nofile: command.nofile,
+            nofile_lowered_to: 0,
             failed: Step::None,
             errno: 0,
         };
@@ -191,7 +197,9 @@ impl Prepared {
             .map_err(|source| SpawnError::prepare("clone", source))?;
         if context.failed == Step::None {
             let strayed = (context.not_in_cgroup != 0).then(|| io::Error::from_raw_os_error(context.not_in_cgroup));
-            return Ok(Spawned { pid, pidfd, dies_with_parent: context.die_with_parent, strayed });
+            let nofile_lowered_to = Some(context.nofile_lowered_to).filter(|limit| *limit != 0);
+            let dies_with_parent = context.die_with_parent;
+            return Ok(Spawned { pid, pidfd, dies_with_parent, strayed, nofile_lowered_to });
         }
         // The child reported and is on its way out; nobody but its parent may reap it, so the wait is short.
         super::kernel::wait_ended(pidfd.as_fd(), Duration::from_secs(5));

@@ -130,6 +130,7 @@ pub(crate) fn command(program: &str, arguments: &[&str], output: &Path) -> Comma
         record: None,
         cgroup: None,
         nofile_soft: None,
+        nofile: None,
     }
 }
 

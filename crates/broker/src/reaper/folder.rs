@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::core::durable::Ended;
+use crate::core::limits::Limits;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::Identity;
 
@@ -38,6 +39,8 @@ pub(crate) struct Spec {
     pub(crate) stop_signal: i32,
     /// From `stop_signal` to SIGKILL.
     pub(crate) stop_timeout_ms: u64,
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub(crate) limits: Limits,
     /// What the store says of the process, for a store that was lost. It means nothing to a reaper.
     pub(crate) record: String,
 }

@@ -115,6 +115,7 @@ pub(super) fn execute(folder: &Folder, spec: &Spec, begun: &Attempt) -> Result<R
         record: None,
         cgroup: opened,
         nofile_soft: None,
+        nofile: spec.limits.nofile,
     };
     let main = spawn(&command).map_err(|error| not_executed(&error))?;
     Ok(Running { cgroup: cgroup.filter(|_| main.strayed.is_none()), main })

@@ -17,6 +17,7 @@ fn spec(script: &str) -> Spec {
         timeout_ms: None,
         stop_signal: libc::SIGTERM,
         stop_timeout_ms: 10_000,
+        limits: Default::default(),
         record: String::new(),
     }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::defaults;
 use super::template::Template;
 use crate::core::admission::AccessRules;
+use crate::core::limits::Limits;
 use crate::core::versions::VersionRules;
 
 /// A service: its installed versions, and who may have which.
@@ -89,6 +90,8 @@ pub(crate) struct ProcessDefinition {
     pub(crate) timeout: Option<Duration>,
     /// At least one.
     pub(crate) max_attempts: u32,
+    /// Of an attempt: of its command, its reaper and all that it starts.
+    pub(crate) limits: Limits,
 }
 
 /// How one version of a daemon is run. Two are equal if a backend started with one is as good as with the other.
@@ -107,6 +110,9 @@ pub(crate) struct Definition {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) session: Session,
     pub(crate) log: Log,
+    /// Not written where there are none, so that a definition without is recognised whichever release wrote it.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub(crate) limits: Limits,
 }
 
 /// A program and its arguments.

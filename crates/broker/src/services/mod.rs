@@ -8,6 +8,7 @@ mod defaults;
 mod definition;
 mod file;
 mod installed;
+mod limits;
 pub(crate) mod problem;
 mod process;
 pub(crate) mod reader;

@@ -10,6 +10,7 @@ use broker_proto::ServiceName;
 use super::defaults;
 use super::definition::{Kind, ProcessDefinition};
 use super::installed::{self, Installed};
+use super::limits;
 use super::reader::{Document, Located};
 use super::schema::{environment, working_directory};
 use super::template::Subject;
@@ -62,6 +63,7 @@ pub(super) fn read(document: &Document<'_>, name: Option<&Located<ServiceName>>)
     let timeout = process.get_or("timeout", values::positive_duration_or_never, defaults::PROCESS_TIMEOUT);
     let attempts = values::number(1..=u64::from(ATTEMPTS_MAX));
     let max_attempts = process.get_or("max_attempts", attempts, defaults::PROCESS_MAX_ATTEMPTS);
+    let limits = limits::read(document);
     let installed = installed::read(document, Subject::Process);
 
     let name = &name?.value;
@@ -77,6 +79,7 @@ pub(super) fn read(document: &Document<'_>, name: Option<&Located<ServiceName>>)
             stop_timeout,
             timeout,
             max_attempts,
+            limits,
         };
         (version, Arc::new(definition))
     };

@@ -17,6 +17,7 @@ use super::definition::{
     Service, Session,
 };
 use super::installed::{self, Installed};
+use super::limits;
 use super::problem::{Problem, example, quoted};
 use super::process;
 use super::reader::{self, Document, Located, Schema, Table};
@@ -39,6 +40,7 @@ const TABLES: &[&str] = &[
     "log",
     "access",
     "process",
+    "limits",
 ];
 
 /// All keys of a service file.
@@ -56,6 +58,7 @@ const SCHEMA: Schema = &[
     ("[log]", &["max_bytes", "keep"]),
     ("[access]", &["users", "groups", "connected"]),
     ("[process]", &["timeout", "max_attempts"]),
+    (limits::HEADER, limits::KEYS),
 ];
 
 /// Variables that the broker sets itself where a probe uses them: sd_notify(3), sd_listen_fds(3).
@@ -103,6 +106,7 @@ fn daemon(document: &Document<'_>, name: Option<&Located<ServiceName>>) -> Optio
     let lifecycle = lifecycle(document, subject);
     let session = session(document);
     let log = log(document);
+    let limits = limits::read(document);
     let process = document.table("[process]");
     if process.is_there() {
         process.error(None, "[process] is for kind = \"process\" in [service]: this is a daemon".to_owned());
@@ -122,6 +126,7 @@ fn daemon(document: &Document<'_>, name: Option<&Located<ServiceName>>) -> Optio
         lifecycle: lifecycle.clone(),
         session,
         log,
+        limits,
     };
     let mut versions = BTreeMap::new();
     for Installed { version, spelling, command } in installed {

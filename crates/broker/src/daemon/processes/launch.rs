@@ -15,7 +15,8 @@ use nix::unistd::pipe2;
 
 use super::records::RecordError;
 use crate::core::durable::Found;
-use crate::daemon::cgroups::Cgroups;
+use crate::core::limits::Unenforced;
+use crate::daemon::cgroups::{Cgroups, Made};
 use crate::process::boot::boot_id;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::open_if;
@@ -138,8 +139,13 @@ pub(super) fn launch(
     let (announcement, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed("pipe")(errno.into()))?;
     let null = File::options().write(true).open("/dev/null").map_err(failed("open /dev/null"))?;
     let id = folder.path().file_name().unwrap_or_default().to_string_lossy();
-    let cgroup = cgroups.leaf(&cgroup_name(&id, attempt));
-    let opened = cgroup.as_ref().and_then(|cgroup| cgroup.open().ok());
+    // What cannot be read has no limits, and its reaper declines.
+    let limits = folder.spec().map(|spec| spec.limits).unwrap_or_default();
+    let Made { cgroup, unenforced } = cgroups.make(&cgroup_name(&id, attempt), &limits);
+    for Unenforced { limit, why } in unenforced {
+        tracing::warn!(process = %id, limit, why, "a limit is not enforced");
+    }
+    let (cgroup, opened) = cgroup.unzip();
     let command = Command {
         program: "/proc/self/exe".into(),
         argv: vec![
@@ -157,8 +163,9 @@ pub(super) fn launch(
         listen: Vec::new(),
         die_with_parent: false,
         record: None,
-        cgroup: opened.map(Arc::new),
+        cgroup: opened,
         nofile_soft,
+        nofile: None,
     };
     let remove = || cgroup.iter().for_each(Leaf::remove);
     let reaper = spawn(&command).inspect_err(|_| remove())?;

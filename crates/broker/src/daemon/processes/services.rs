@@ -56,5 +56,6 @@ pub(super) fn resolve_work(driver: &Driver, target: &Target) -> Result<Program, 
         stop_signal: Signal::SIGTERM as i32,
         stop_timeout_ms: millis(definition.stop_timeout),
         state_dir: Some(folder),
+        limits: definition.limits,
     })
 }

@@ -6,6 +6,7 @@ use broker_proto::{Code, ProcessId, ProcessSpec, Refusal, Target, Work};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+use crate::core::limits::Limits;
 use crate::core::millis;
 use crate::reaper::folder::{Spec, utc_now};
 use crate::services::problem::quoted;
@@ -59,6 +60,8 @@ pub(in crate::daemon) struct Program {
     /// A folder that must be there, which is the service's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::daemon) state_dir: Option<String>,
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub(in crate::daemon) limits: Limits,
 }
 
 impl Program {
@@ -77,6 +80,7 @@ impl Program {
             stop_signal: Signal::SIGTERM as i32,
             stop_timeout_ms: millis(STOP_TIMEOUT),
             state_dir: None,
+            limits: Limits::default(),
         }
     }
 
@@ -94,6 +98,7 @@ impl Program {
             timeout_ms: program.timeout_ms,
             stop_signal: program.stop_signal,
             stop_timeout_ms: program.stop_timeout_ms,
+            limits: program.limits,
         }
     }
 }

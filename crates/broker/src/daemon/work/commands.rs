@@ -74,6 +74,7 @@ impl Commands {
                 record: None,
                 cgroup: None,
                 nofile_soft: surroundings.nofile_soft,
+                nofile: definition.limits.nofile,
             }
         };
         let probe = probe_of(definition).zip(self.probe).map(|(declared, found)| command(declared, found));

@@ -9,9 +9,10 @@ use broker_proto::{Code, Endpoint, Refusal};
 use super::commands::{Commands, Surroundings};
 use super::failed::{failed, refusal_of_spawn};
 use crate::core::backend::RETRY_HINT;
+use crate::core::limits::Unenforced;
 use crate::core::millis_up;
 use crate::core::registry::BackendKey;
-use crate::daemon::cgroups::Cgroups;
+use crate::daemon::cgroups::{Cgroups, Made};
 use crate::daemon::fd_store::FdStore;
 use crate::daemon::hosted::{Ear, Held, Launched, Main};
 use crate::daemon::ledger::Start;
@@ -91,7 +92,9 @@ fn launch_at(
     };
     // Programs are looked for before the log is made: what cannot run leaves no trace, and no log gives way to it.
     let commands = Commands::find(&surroundings)?;
-    let (cgroup, opened) = cgroup(order).unzip();
+    let name = start_name(&order.key, order.start.generation);
+    let Made { cgroup, unenforced } = order.cgroups.make(&name, &definition.limits);
+    let (cgroup, opened) = cgroup.unzip();
     let (output, log) = open_log(order, cgroup.as_ref()).inspect_err(|_| cgroup.iter().for_each(Leaf::remove))?;
     let (mut daemon, probe) = commands.with_output(&surroundings, &output);
     daemon.listen.extend(
@@ -102,7 +105,7 @@ fn launch_at(
     start.endpoint = Some(endpoint.clone());
     start.log = Some(log.clone());
     start.notify = notify.as_ref().map(|ear| ear.socket.path().to_owned());
-    start.cgroup = cgroup;
+    (start.cgroup, start.unenforced) = (cgroup, unenforced);
     let record = record(order, &mut start);
     failpoint::reached("before-intent");
     order.journal.settle(start.as_change());
@@ -110,7 +113,7 @@ fn launch_at(
     // What cannot be recorded goes with the broker, so that nothing unknown is left of it.
     daemon.die_with_parent = record.is_none();
     daemon.record = record.as_ref().map(StartRecord::descriptor);
-    daemon.cgroup = opened.map(Arc::new);
+    daemon.cgroup = opened;
     let spawned = spawn(&daemon).map_err(|error| {
         start.cgroup.iter().for_each(Leaf::remove);
         let made = [log.file(), record.as_ref().map(StartRecord::path)];
@@ -121,11 +124,7 @@ fn launch_at(
     drop(record);
     let pid = spawned.pid;
     mains.insert(pid);
-    if let (Some(error), Some(cgroup)) = (&spawned.strayed, &start.cgroup) {
-        tracing::warn!(backend = %order.key, %error, "cannot be put into its cgroup, so it is a process group alone");
-        cgroup.remove();
-        start.cgroup = None;
-    }
+    note_what_failed(order, &spawned, &mut start);
     let mut facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
         abandon(&spawned, mains);
         start.cgroup.iter().for_each(Leaf::remove);
@@ -167,16 +166,20 @@ fn open_log(order: &Order, cgroup: Option<&Leaf>) -> Result<(Arc<OwnedFd>, LogPl
     Ok((Arc::new(log.file.into()), LogPlace::File(log.path)))
 }
 
-/// Makes the cgroup that it begins in, where there may be one.
-fn cgroup(order: &Order) -> Option<(Leaf, OwnedFd)> {
-    let leaf = order.cgroups.leaf(&start_name(&order.key, order.start.generation))?;
-    match leaf.open() {
-        Ok(opened) => Some((leaf, opened)),
-        Err(error) => {
-            tracing::warn!(backend = %order.key, %error, "cannot open its cgroup, so it is a process group alone");
-            leaf.remove();
-            None
-        }
+/// Takes note of what it could not be given: its cgroup, and with that what is limited there; or as many descriptors.
+fn note_what_failed(order: &Order, spawned: &Spawned, start: &mut Start) {
+    let limits = &order.definition.limits;
+    if let (Some(error), Some(cgroup)) = (&spawned.strayed, start.cgroup.take_if(|_| spawned.strayed.is_some())) {
+        tracing::warn!(backend = %order.key, %error, "cannot be put into its cgroup, so it is a process group alone");
+        cgroup.remove();
+        start.unenforced = limits.without_a_cgroup(&format!("it could not be put into its cgroup: {error}"));
+    }
+    if let (Some(limit), Some(lower)) = (limits.nofile, spawned.nofile_lowered_to) {
+        let why = format!("{lower} is the most that the broker may give, and {limit} is more");
+        start.unenforced.push(Unenforced { limit: "nofile".to_owned(), why });
+    }
+    for Unenforced { limit, why } in &start.unenforced {
+        tracing::warn!(backend = %order.key, limit, why, "a limit is not enforced");
     }
 }
 

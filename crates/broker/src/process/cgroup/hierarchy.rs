@@ -42,6 +42,13 @@ pub(crate) fn own() -> Result<PathBuf, NoCgroup> {
     folder(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?)
 }
 
+/// The folder of all cgroups that are to be seen.
+pub(crate) fn root() -> Result<PathBuf, NoCgroup> {
+    const PATH: &str = "/proc/self/mountinfo";
+    let mountinfo = fs::read(PATH).map_err(|source| NoCgroup::Read { path: PATH, source })?;
+    mounts(&mountinfo).next().map(|mount| mount.point).ok_or(NoCgroup::NotMounted)
+}
+
 /// The cgroup of a process, as `/proc` names it; none if the process is gone, or its cgroup is.
 pub(crate) fn path_of(pid: Pid) -> Option<PathBuf> {
     path(&fs::read(format!("/proc/{pid}/cgroup")).ok()?).ok()

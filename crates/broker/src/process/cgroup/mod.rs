@@ -6,11 +6,13 @@
 mod end;
 pub(crate) mod hierarchy;
 mod leaf;
+mod limits;
 mod place;
 #[cfg(test)]
 pub(crate) use self::place::testing;
 
 pub(crate) use self::leaf::Leaf;
+pub(crate) use self::limits::impossible;
 pub(crate) use self::place::{NoPlace, Place};
 
 /// The controllers by which the broker limits anything.

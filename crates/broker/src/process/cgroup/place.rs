@@ -9,7 +9,8 @@ use nix::unistd::{AccessFlags, access};
 use super::end::is_populated;
 use super::hierarchy::{self, NoCgroup};
 use super::leaf::{self, Leaf, inode};
-use super::{KEEPER, LIMITING};
+use super::{KEEPER, LIMITING, limits};
+use crate::core::limits::{Limits, Unenforced};
 
 /// What stands before the folder of a broker that makes its place itself.
 const OWN: &str = "broker-";
@@ -120,6 +121,11 @@ impl Place {
         Leaf::make(&self.folder, name)
     }
 
+    /// Writes the limits of a cgroup that was made here; those that do not hold.
+    pub(crate) fn limit(&self, leaf: &Leaf, limits: &Limits) -> Vec<Unenforced> {
+        limits::apply(&self.folder, leaf, limits)
+    }
+
     /// One that there is.
     pub(crate) fn existing(&self, name: &str) -> Option<Leaf> {
         Leaf::existing(&self.folder, name).ok()
@@ -127,8 +133,7 @@ impl Place {
 
     /// The controllers that what is made here has.
     pub(crate) fn controllers(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.folder.join("cgroup.subtree_control")).unwrap_or_default();
-        text.split_ascii_whitespace().map(str::to_owned).collect()
+        limits::listed(&self.folder.join("cgroup.subtree_control"))
     }
 
     /// The names of what is there, the keeper's apart.

@@ -57,6 +57,9 @@ pub(super) struct Context {
     pub(super) kill_broker_before_record: bool,
     pub(super) kill_broker_after_record: bool,
     pub(super) nofile_soft: Option<u64>,
+    pub(super) nofile: Option<u64>,
+    /// Written by the child: the highest that it may have, where `nofile` is more.
+    pub(super) nofile_lowered_to: u64,
     pub(super) failed: Step,
     pub(super) errno: c_int,
 }
@@ -131,8 +134,10 @@ fn prepare(context: &mut Context) -> Result<(), Step> {
     arrange_descriptors(context)?;
     seal_descriptors(context.count);
     // Only now, since the limit counts for the numbers that the steps above handle.
-    if let Some(soft) = context.nofile_soft {
-        limit_descriptors(soft)?;
+    match (context.nofile, context.nofile_soft) {
+        (Some(limit), _) => context.nofile_lowered_to = limit_descriptors_to(limit)?,
+        (None, Some(soft)) => limit_descriptors(soft)?,
+        (None, None) => {}
     }
     write_pid(context.listen_pid);
     set_signal_mask(0);
@@ -227,6 +232,21 @@ fn limit_descriptors(soft: u64) -> Result<(), Step> {
         check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), Step::Limit)?;
     }
     Ok(())
+}
+
+/// Limits them for good; to what it may have, which is returned, where that is less.
+fn limit_descriptors_to(most: u64) -> Result<u64, Step> {
+    let mut limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: the kernel reads the limit, or fills it; it is live.
+    unsafe {
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0 {
+            return Ok(0);
+        }
+        check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), Step::Limit)?;
+        limit.rlim_cur = limit.rlim_max;
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), Step::Limit)?;
+    }
+    Ok(limit.rlim_max)
 }
 
 /// Writes the child's own number, in decimal and NUL-terminated.

@@ -12,6 +12,8 @@ use std::os::fd::FromRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+mod cgroups;
+
 /// Runs the script to its end and returns what it wrote.
 fn output_of(script: &str, change: impl FnOnce(&mut Command)) -> String {
     let folder = tempfile::tempdir().unwrap();
@@ -130,6 +132,25 @@ fn umask_folder_session_and_limit_are_set() {
     let lines: Vec<&str> = output.lines().collect();
     assert_eq!(&lines[..3], ["0027", folder.path().to_str().unwrap(), "99"]);
     assert_eq!(lines[3], lines[4], "leader of its own group and session");
+}
+
+#[test]
+fn a_limit_of_descriptors_is_for_good_and_is_as_high_as_it_may_be() {
+    let limited = |nofile: u64, program: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut command = command("/bin/sh", &["-c", program], &log);
+        (command.nofile_soft, command.nofile) = (Some(99), Some(nofile));
+        let spawned = on_worker(command).unwrap();
+        assert!(wait_ended(spawned.pidfd.as_fd(), GENEROUS));
+        (spawned.nofile_lowered_to, fs::read_to_string(log).unwrap())
+    };
+    let script = "ulimit -Sn; ulimit -Hn";
+    assert_eq!(limited(64, script), (None, "64\n64\n".to_owned()));
+    // More than the kernel lets anybody have.
+    let (lowered, shown) = limited(1 << 40, script);
+    let most = lowered.expect("nobody may have so many");
+    assert_eq!(shown, format!("{most}\n{most}\n"));
 }
 
 #[test]
@@ -339,49 +360,4 @@ fn a_bare_name_is_searched_in_path() {
         assert!(error.ends_with(&format!("`{}` is there, but not executable", found.display())), "{error}");
     }
     assert!(resolve_program("program".as_ref(), None).is_err());
-}
-
-#[test]
-fn a_program_that_cannot_be_born_in_its_cgroup_moves_there_or_stays_and_says_why() {
-    as_broker(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let opened = || Some(Arc::new(File::open(folder.path()).unwrap().into()));
-        let start = || {
-            let mut command = command("/bin/sleep", &["1000"], &folder.path().join("log"));
-            command.cgroup = opened();
-            on_worker(command).unwrap()
-        };
-        // This is no cgroup at all.
-        let stays = start();
-        assert_eq!(stays.strayed.map(|error| error.kind()), Some(io::ErrorKind::NotFound));
-        assert!(!wait_ended(stays.pidfd.as_fd(), Duration::ZERO));
-        // Nor is this, but a number written there leads into one.
-        let Some(place) = crate::process::cgroup::testing::place() else { return };
-        let leaf = place.leaf("x@1.0.0~default.1").unwrap();
-        let procs = folder.path().join("cgroup.procs");
-        std::os::unix::fs::symlink(leaf.folder().join("cgroup.procs"), procs).unwrap();
-        let moved = start();
-        assert!(moved.strayed.is_none(), "{:?}", moved.strayed);
-        assert_eq!(leaf.members(), [moved.pid]);
-        assert_eq!(leaf.end(GENEROUS), []);
-        reap(&moved.pidfd).unwrap();
-        leaf.remove();
-        place.leave();
-    });
-}
-
-#[test]
-fn a_program_that_cannot_be_executed_leaves_its_cgroup_empty() {
-    as_broker(|| {
-        let Some(place) = crate::process::cgroup::testing::place() else { return };
-        let leaf = place.leaf("x@1.0.0~default.1").unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = command("/no/such/program", &[], &folder.path().join("log"));
-        command.cgroup = Some(Arc::new(leaf.open().unwrap()));
-        assert!(matches!(on_worker(command), Err(SpawnError::Execute { .. })));
-        assert_eq!(leaf.members(), []);
-        leaf.remove();
-        assert!(!leaf.is_there());
-        place.leave();
-    });
 }

@@ -47,7 +47,7 @@ x.toml:14:1: unknown key `colour` in [log], known are `max_bytes` and `keep`
 x.toml:1:1: unknown key `name` at the top of the file, it belongs in [service]
 x.toml:2:1: unknown key `probe` at the top of the file, it belongs in [readiness]
 ");
-    assert_snapshot!(added("[\"a\\nb\"]"), @r"x.toml:6:2: unknown table `[a\nb]`, known are `[service]`, `[service.environment]`, `[[version]]`, `[versions]`, `[endpoint]`, `[readiness]`, `[recovery]`, `[lifecycle]`, `[session]`, `[log]`, `[access]` and `[process]`");
+    assert_snapshot!(added("[\"a\\nb\"]"), @r"x.toml:6:2: unknown table `[a\nb]`, known are `[service]`, `[service.environment]`, `[[version]]`, `[versions]`, `[endpoint]`, `[readiness]`, `[recovery]`, `[lifecycle]`, `[session]`, `[log]`, `[access]`, `[process]` and `[limits]`");
 }
 
 #[test]
@@ -276,4 +276,19 @@ proptest! {
     fn any_text_is_read_to_an_end(text in ".*") {
         problems(&text);
     }
+}
+
+#[test]
+fn limits_that_cannot_be_meant() {
+    assert_snapshot!(added("[limits]\nmemory_max = \"512\"\ntasks_max = 0\ncpu_weight = 20000\nnofile = 8\nmemory = 1\n"), @r#"
+x.toml:7:14: `memory_max` in [limits]: 512 bytes are too few for any program: write at least "1MiB"
+x.toml:8:13: `tasks_max` in [limits]: expected a whole number from 1 to 4194304, found the number `0`
+x.toml:9:14: `cpu_weight` in [limits]: expected a whole number from 1 to 10000, found the number `20000`
+x.toml:10:10: `nofile` in [limits]: expected a whole number from 16 to 1073741824, found the number `8`
+x.toml:11:1: unknown key `memory` in [limits], did you mean `memory_max`?
+"#);
+    assert_snapshot!(added("[limits]\nmemory_max = true\ntasks_max = \"many\"\n"), @r#"
+x.toml:7:14: `memory_max` in [limits]: expected a size, found the boolean `true`: write sizes as "16MiB", "500kB" or a number of bytes
+x.toml:8:13: `tasks_max` in [limits]: expected a whole number from 1 to 4194304, found the string `many`
+"#);
 }

@@ -47,6 +47,7 @@ fn a_process_says_its_limits() {
     assert_eq!(process.working_directory.to_string(), "{state_dir}");
     assert_eq!(process.environment.set.len(), 1);
     assert_eq!(definition("[process]\ntimeout = \"never\"").timeout, None);
+    assert_eq!(definition("[limits]\ntasks_max = 7").limits.tasks_max, Some(7));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::super::{Severity, schema};
 use super::{NAMED, VERSION, daemons, definition, service};
+use crate::core::limits::Limits;
 use crate::services::definition::{Lifecycle, LogFiles, Recovery};
 use crate::services::{Endpoint, Log, Probe, Resume, Template};
 
@@ -35,6 +36,20 @@ fn the_least_file_has_all_defaults() {
     assert_eq!(definition.lifecycle, lifecycle);
     assert_eq!(definition.session.resume, Resume::None);
     assert_eq!(definition.log, Log::File(LogFiles { max_bytes: 16 * 1024 * 1024, keep: 5 }));
+    assert!(definition.limits.is_empty());
+    let written = serde_json::to_string(&definition).expect("plain data");
+    assert!(!written.contains("limits"), "as releases without limits wrote it: {written}");
+}
+
+#[test]
+fn limits_are_read_and_make_another_definition() {
+    let limited = definition("[limits]\nmemory_max = \"512MiB\"\ntasks_max = 100\ncpu_weight = 50\nnofile = 1024\n");
+    let expected =
+        Limits { memory_max: Some(512 << 20), tasks_max: Some(100), cpu_weight: Some(50), nofile: Some(1024) };
+    assert_eq!(limited.limits, expected);
+    assert_ne!(limited, definition(""));
+    let again = serde_json::to_string(&limited).and_then(|text| serde_json::from_str(&text)).expect("plain data");
+    assert_eq!(limited, again);
 }
 
 #[test]
