@@ -53,11 +53,13 @@ impl Driver {
     fn in_journal(&self, id: BackendId) -> Option<Value> {
         let (key, backend) = self.registry.get(id)?;
         let hosted = self.hosted.get(&id)?;
-        let generation = backend.view(now()).generation;
-        let (first_line, writer) = match &hosted.log {
-            Some(LogPlace::Journal(stream)) => (stream.first_line.clone(), Some(stream.writer)),
-            // Of a generation that ended before this broker was its file says enough, if it had one.
-            None if hosted.definition.log == Log::Journal => (first_line(&key.to_string(), generation), None),
+        let (generation, first_line, writer) = match &hosted.log {
+            Some(LogPlace::Journal(stream)) => (stream.generation, stream.first_line.clone(), Some(stream.writer)),
+            // Nothing is on record of a start that was over before this broker was.
+            None if hosted.definition.log == Log::Journal => {
+                let generation = backend.view(now()).generation;
+                (generation, first_line(&key.to_string(), generation), None)
+            }
             Some(LogPlace::File(_)) | None => return None,
         };
         let running = hosted.running.as_ref();

@@ -32,6 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 pub(crate) struct Stream {
     /// What `journalctl -t` finds it by: the service's name.
     pub(crate) identifier: String,
+    pub(crate) generation: u64,
     /// Its first line, which the broker wrote.
     pub(crate) first_line: String,
     /// The number of the broker that wrote it.
@@ -45,10 +46,29 @@ pub(crate) fn first_line(backend: &str, generation: u64) -> String {
     format!("starting {backend}, generation {generation}")
 }
 
-/// Opens a stream, and writes its first line. Never waits: where journald takes none at once, that is the error.
+/// Opens the stream of a start, and writes its first line.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn begin(
+    place: &Path,
+    identifier: &str,
+    unit: &str,
+    backend: &str,
+    generation: u64,
+) -> io::Result<(OwnedFd, Stream)> {
+    let first_line = first_line(backend, generation);
+    let socket = open(place, identifier, unit, &first_line)?;
+    let stat = nix::sys::stat::fstat(&socket)?;
+    let identity = FileId { device: stat.st_dev, inode: stat.st_ino };
+    let (identifier, writer) = (identifier.to_owned(), std::process::id());
+    Ok((socket, Stream { identifier, generation, first_line, writer, socket: identity }))
+}
+
+/// Opens a stream, and writes a line to it. Never waits: where journald takes none at once, that is the error.
 ///
 /// An entry whose process journald cannot look at any more belongs to `unit`, if this is root's broker.
-pub(crate) fn open(place: &Path, identifier: &str, unit: &str, first_line: String) -> io::Result<(OwnedFd, Stream)> {
+pub(crate) fn open(place: &Path, identifier: &str, unit: &str, line: &str) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(place)?)?;
@@ -58,15 +78,11 @@ pub(crate) fn open(place: &Path, identifier: &str, unit: &str, first_line: Strin
     let _ = setsockopt(&stream, sockopt::SndBufForce, &SEND_BUFFER)
         .or_else(|_| setsockopt(&stream, sockopt::SndBuf, &SEND_BUFFER));
     // Then: lines are of priority 6 unless they begin with another, `<3>`; nothing is forwarded to syslog, kmsg, console.
-    let header = format!("{identifier}\n{unit}\n6\n1\n0\n0\n0\n{first_line}\n");
+    let header = format!("{identifier}\n{unit}\n6\n1\n0\n0\n0\n{line}\n");
     io::Write::write_all(&mut stream, header.as_bytes())?;
     // The daemon knows nothing of a socket that does not wait.
     stream.set_nonblocking(false)?;
-    let stat = nix::sys::stat::fstat(&stream)?;
-    let identity = FileId { device: stat.st_dev, inode: stat.st_ino };
-    let described =
-        Stream { identifier: identifier.to_owned(), first_line, writer: std::process::id(), socket: identity };
-    Ok((stream.into(), described))
+    Ok(stream.into())
 }
 
 /// Waits until journald has read all that was written to a stream; false if it has not within the time.
@@ -109,8 +125,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("stdout");
         let journal = UnixListener::bind(&place).unwrap();
-        let line = first_line("redis@7.0.15/default", 3);
-        let (socket, stream) = open(&place, "redis", "brokerd-backends.service", line).unwrap();
+        let begun = begin(&place, "redis", "brokerd-backends.service", "redis@7.0.15/default", 3);
+        let (socket, stream) = begun.unwrap();
         assert_eq!(stream.first_line, "starting redis@7.0.15/default, generation 3");
         let stat = nix::sys::stat::fstat(&socket).unwrap();
         assert_eq!((stream.socket.device, stream.socket.inode), (stat.st_dev, stat.st_ino));
@@ -132,7 +148,7 @@ mod tests {
     fn a_journal_that_takes_no_stream_is_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("stdout");
-        let open = || open(&place, "x", "", first_line("x@1.0.0/default", 1));
+        let open = || open(&place, "x", "", "probing");
         assert_eq!(open().unwrap_err().raw_os_error(), Some(libc::ENOENT));
         let journal = UnixListener::bind(&place).unwrap();
         // SAFETY: integers; a listening socket takes another backlog.

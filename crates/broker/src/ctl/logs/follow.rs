@@ -21,6 +21,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long a start that is over is still read from the journal, which may be a little behind.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How long the journal is silent once all that was written has come.
+const SILENCE: Duration = Duration::from_millis(300);
+
 /// How often a start is looked for in the journal.
 const TRIES_MAX: u32 = 10;
 
@@ -147,6 +150,19 @@ impl<'a> Sources<'a> {
         }
     }
 
+    /// Prints what was written up to now.
+    async fn finish(&mut self, read: &mut mpsc::Receiver<Chunk>) -> Result<(), Failure> {
+        let until = Instant::now() + LINGER;
+        let follows = self.all.iter().any(|source| matches!(source.text, Text::Journal(_)));
+        while follows
+            && Instant::now() < until
+            && let Ok(Some(chunk)) = tokio::time::timeout(SILENCE, read.recv()).await
+        {
+            self.feed(chunk)?;
+        }
+        self.each(Source::end)
+    }
+
     fn each(&mut self, does: impl FnMut(&mut Source<'a>) -> Result<(), Failure>) -> Result<(), Failure> {
         self.all.iter_mut().try_for_each(does)
     }
@@ -183,7 +199,7 @@ pub(super) async fn follow(
                 continue;
             }
             _ = session.client.closed() => {
-                sources.each(Source::end)?;
+                sources.finish(&mut read).await?;
                 return Err(Failure::told(UNAVAILABLE, "the broker is gone"));
             }
         };

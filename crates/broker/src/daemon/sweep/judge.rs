@@ -234,8 +234,9 @@ pub(super) fn log_of(start: &Start) -> std::io::Result<OwnedFd> {
     match &start.log {
         None => appended("/dev/null".as_ref()),
         Some(LogPlace::File(path)) => appended(path),
-        Some(LogPlace::Journal(Stream { identifier, first_line, .. })) => {
-            stream::open(stream::PLACE.as_ref(), identifier, "", first_line.clone()).map(|(socket, _)| socket)
+        Some(LogPlace::Journal(Stream { identifier, generation, .. })) => {
+            let line = format!("probing {}, generation {generation}", start.key);
+            stream::open(stream::PLACE.as_ref(), identifier, "", &line)
         }
     }
 }

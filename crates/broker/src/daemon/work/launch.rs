@@ -152,9 +152,9 @@ fn launch_at(
 /// Opens what the daemon writes to: the journal where it is to and can, else a file.
 fn open_log(order: &Order, cgroup: Option<&Leaf>) -> Result<(Arc<OwnedFd>, LogPlace), Box<Refusal>> {
     if order.definition.log == services::Log::Journal {
-        let first_line = stream::first_line(&order.key.to_string(), order.start.generation);
         let unit = cgroup.and_then(Leaf::unit).unwrap_or_default();
-        match stream::open(stream::PLACE.as_ref(), order.key.service.as_str(), unit, first_line) {
+        let (identifier, backend) = (order.key.service.as_str(), order.key.to_string());
+        match stream::begin(stream::PLACE.as_ref(), identifier, unit, &backend, order.start.generation) {
             Ok((socket, stream)) => return Ok((Arc::new(socket), LogPlace::Journal(stream))),
             Err(error) => tracing::warn!(
                 backend = %order.key, generation = order.start.generation, %error,
