@@ -47,10 +47,12 @@ enum State {
 }
 
 impl Farewell {
-    /// Begins, unless it has begun.
+    /// Begins, unless it has begun. Who was let in after all were cut off has less time.
     pub(crate) fn begin(&mut self, now: Timestamp) {
-        if self.state == State::NotYet {
-            self.state = State::Answering { hush_at: now + ANSWER, cut_at: now + STAY };
+        match self.state {
+            State::NotYet => self.state = State::Answering { hush_at: now + ANSWER, cut_at: now + STAY },
+            State::Over => self.state = State::Answering { hush_at: now + LAST_ANSWER, cut_at: now + LAST_STAY },
+            State::Answering { .. } | State::Silent { .. } => {}
         }
     }
 
@@ -113,6 +115,17 @@ mod tests {
         farewell.begin(BEGAN);
         farewell.begin(BEGAN + ANSWER / 2);
         assert_eq!(farewell.next_deadline(), Some(BEGAN + ANSWER));
+    }
+
+    #[test]
+    fn nobody_who_was_let_in_too_late_stays_for_ever() {
+        let mut farewell = Farewell::default();
+        farewell.begin(BEGAN);
+        let over = BEGAN + STAY;
+        assert_eq!((farewell.take_due(over), farewell.take_due(over)), (Some(Step::Hush), Some(Step::Cut)));
+        farewell.begin(over);
+        assert_eq!(farewell.take_due(over + LAST_ANSWER), Some(Step::Hush));
+        assert_eq!(farewell.take_due(over + LAST_STAY), Some(Step::Cut));
     }
 
     #[test]

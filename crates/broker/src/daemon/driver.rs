@@ -110,6 +110,8 @@ pub(super) struct Driver {
     pub(super) dormant: HashMap<BackendKey, Memory>,
     /// Told when it begins to leave.
     pub(super) begins_to_leave: Rc<Notify>,
+    /// Told when it is leaving and lets nobody in any more but who waits already.
+    pub(super) shuts_door: Rc<Notify>,
     /// Told when it is leaving and nothing and nobody keeps it any more.
     pub(super) over: Rc<Notify>,
     /// Told at every launch.
@@ -199,6 +201,7 @@ impl Driver {
                 held_back: HashMap::new(),
                 dormant: HashMap::new(),
                 begins_to_leave: Rc::new(Notify::new()),
+                shuts_door: Rc::new(Notify::new()),
                 over: Rc::new(Notify::new()),
                 launched_one: Rc::new(Notify::new()),
                 next_number: 1,
@@ -257,6 +260,8 @@ impl Driver {
         self.idle_exit.session_began();
         self.manager.changed();
         self.arm();
+        // Nor may one who comes very late keep it.
+        self.leave_if_empty();
         Ok(())
     }
 

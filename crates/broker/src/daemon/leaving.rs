@@ -77,7 +77,11 @@ impl Driver {
         let Some(step) = self.farewell.take_due(now()) else { return };
         let sessions = self.sessions.values().map(|connected| &connected.session);
         match step {
-            Step::Hush => sessions.for_each(|session| session.hush()),
+            Step::Hush => {
+                // Or there would be no end of those who come.
+                self.shuts_door.notify_one();
+                sessions.for_each(|session| session.hush());
+            }
             Step::Cut => {
                 tracing::info!(sessions = sessions.len(), "some have not closed their sessions, which end now");
                 sessions.for_each(|session| session.close());

@@ -254,9 +254,10 @@ async fn serve(
     });
     driver.borrow_mut().take_over(opened.rows, opened.unreadable, inherited);
     driver.borrow().log_problems();
-    let over = Rc::clone(&driver.borrow().over);
+    let (shuts_door, over) = (Rc::clone(&driver.borrow().shuts_door), Rc::clone(&driver.borrow().over));
+    let is_own = ownership.is_own();
     for listener in listeners {
-        tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener, ownership.is_own()));
+        tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener, is_own));
     }
     tokio::task::spawn_local(trimming::trim_logs(Rc::clone(&driver)));
     tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
@@ -280,8 +281,11 @@ async fn serve(
                 }
             }
             request = signals.next() => take_signal(&driver, request),
+            () = shuts_door.notified() => ownership.shut_door(),
             () = over.notified() => {
-                if !(ownership.shut_door() && driver.borrow_mut().is_called_once_more()) {
+                ownership.shut_door();
+                // Who waits at a socket that the service manager has is the next broker's.
+                if !(is_own && driver.borrow_mut().is_called_once_more()) {
                     break;
                 }
             }

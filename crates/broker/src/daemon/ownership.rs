@@ -94,10 +94,12 @@ impl Ownership {
         Ok((ownership(Some(socket.to_owned())), vec![Rc::new(listener)]))
     }
 
-    /// Takes the file of its own socket away, while the lock is still held. Whether there was one: what the service
-    /// manager listens on stays, and who waits there is the next broker's.
-    pub(super) fn shut_door(&mut self) -> bool {
-        self.bound.take().is_some_and(|socket| fs::remove_file(socket).is_ok())
+    /// Takes the file of its own socket away, while the lock is still held. What the service manager listens on stays, and
+    /// who waits there is the next broker's.
+    pub(super) fn shut_door(&mut self) {
+        if let Some(socket) = self.bound.take() {
+            let _ = fs::remove_file(socket);
+        }
     }
 
     /// Whether the socket is the broker's own.
