@@ -84,7 +84,10 @@ impl Driver {
             }
             Step::Cut => {
                 tracing::info!(sessions = sessions.len(), "some have not closed their sessions, which end now");
-                sessions.for_each(|session| session.close());
+                sessions.for_each(|session| {
+                    session.hush();
+                    session.close();
+                });
             }
         }
     }

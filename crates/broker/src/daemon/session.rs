@@ -40,6 +40,8 @@ pub(super) struct Session {
     /// Answers are collected while input is worked off, and written together.
     corked: Cell<bool>,
     closing: Cell<bool>,
+    /// Nothing more is to be said once what has arrived is answered.
+    is_to_hush: Cell<bool>,
     /// Nothing more is said.
     is_hushed: Cell<bool>,
     /// The peer has ended it.
@@ -76,6 +78,7 @@ impl Session {
             outbox: RefCell::default(),
             corked: Cell::new(false),
             closing: Cell::new(false),
+            is_to_hush: Cell::new(false),
             is_hushed: Cell::new(false),
             has_ended: Cell::new(false),
             greeted: Cell::new(false),
@@ -140,11 +143,11 @@ impl Session {
         self.wake.notify_one();
     }
 
-    /// Says no more: once the peer has read what was said it sees the end of the stream. What it still says is read, so
-    /// that it can close in peace.
+    /// Says no more once what has arrived is answered: when the peer has read all of it, it sees the end of the stream.
+    /// What it still says is read, so that it can close in peace.
     pub(super) fn hush(&self) {
-        self.is_hushed.set(true);
-        self.flush();
+        self.is_to_hush.set(true);
+        self.wake.notify_one();
     }
 
     fn flush(&self) {
@@ -187,6 +190,11 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
     while !session.closing.get() {
         // A peer that never pauses must not keep the thread to itself.
         tokio::task::coop::consume_budget().await;
+        if session.is_to_hush.take() {
+            hear_out(&driver, &session, &mut input, &mut stage);
+            session.is_hushed.set(true);
+            session.flush();
+        }
         let writing = !session.outbox.borrow().is_empty();
         tokio::select! {
             ready = session.stream.readable() => {
@@ -197,12 +205,8 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
                     (input, due) = (Reassembler::default(), None);
                     continue;
                 }
-                session.corked.set(true);
                 let before = session.messages.get();
-                let result = take_input(&driver, &session, &mut input, &mut stage);
-                session.corked.set(false);
-                session.flush();
-                if result.is_err() {
+                if answer(&driver, &session, &mut input, &mut stage).is_err() {
                     break;
                 }
                 let waiting = stage != Stage::Accepted || input.is_midway();
@@ -225,6 +229,10 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
             }
         }
     }
+    // One that has just been let in, and is cut off.
+    if session.is_to_hush.take() {
+        hear_out(&driver, &session, &mut input, &mut stage);
+    }
     driver.borrow_mut().session_ended(session.id);
 }
 
@@ -238,6 +246,29 @@ fn read(session: &Session, input: &mut Reassembler) -> Result<(), End> {
             Err(End)
         }
     }
+}
+
+/// Answers what has arrived by now, whether or not the runtime has seen it.
+fn hear_out(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) {
+    let mut bytes = [0; REST_BYTES];
+    for _ in 0..RESTS_MAX {
+        match recv(session.stream.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            Ok(count) if count > 0 => input.space().extend_from_slice(&bytes[..count]),
+            Ok(_) | Err(_) => return,
+        }
+        if answer(driver, session, input, stage).is_err() {
+            return session.close();
+        }
+    }
+}
+
+/// Works off every whole message, and sends the answers together.
+fn answer(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) -> Result<(), End> {
+    session.corked.set(true);
+    let result = take_input(driver, session, input, stage);
+    session.corked.set(false);
+    session.flush();
+    result
 }
 
 /// Works off every whole message.
