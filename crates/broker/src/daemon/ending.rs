@@ -11,14 +11,13 @@ use super::clock::now;
 use super::driver::Driver;
 use super::hosted::{Main, Running};
 use super::ledger::Start;
-use super::perform::connect;
+use super::perform::serves;
 use super::sweep::judge::{Was, daemon_left_by};
 use super::work::{self, Ending, Finished, Report};
 use super::{tasks, telling};
 use crate::core::backend::Event;
 use crate::core::registry::BackendId;
 use crate::failpoint;
-use crate::net::endpoint::ConnectError;
 use crate::process::exit::{Exit, peek};
 use crate::process::forked::{Survivor, survivors};
 use crate::process::group::{Tree, signal};
@@ -102,7 +101,7 @@ impl Driver {
         // One that was ready must still be: then its listening socket lives on in those who survive.
         let survives = (exit.is_success() || exit == Exit::Unknown)
             && !running.survivors.is_empty()
-            && (!is_ready || matches!(connect(&running.endpoint), Ok(_) | Err(ConnectError::Busy)));
+            && (!is_ready || serves(&running.endpoint));
         let taken_down = !survives && self.cgroups.are_lost_to(&running.facts);
         // Whoever keeps the unit may be killed together with all that lives there, and end an instant later.
         if !survives

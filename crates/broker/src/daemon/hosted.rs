@@ -89,6 +89,8 @@ pub(super) struct Ear {
     pub(super) socket: NotifySocket,
     /// That the service manager keeps it, too.
     pub(super) stored: Option<Stored>,
+    /// Whatever was said was heard: it was there without a break since the daemon was started.
+    pub(super) is_whole: bool,
 }
 
 impl Drop for Ear {
@@ -105,6 +107,8 @@ pub(super) struct Running {
     pub(super) definition: Arc<Definition>,
     /// What is written down of it.
     pub(super) start: Start,
+    /// Whatever it says of itself is heard, and was.
+    pub(super) is_heard: bool,
     /// An earlier broker started it.
     pub(super) is_adopted: bool,
     /// The kernel ends it with this broker, so it cannot be left to the next one.

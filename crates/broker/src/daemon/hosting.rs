@@ -21,6 +21,7 @@ impl Driver {
         self.launched_one.notify_one();
         let (over, is_over) = tokio::sync::watch::channel(());
         let mut running_tasks = vec![tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&main.pidfd))];
+        let is_heard = notify.as_ref().is_some_and(|ear| ear.is_whole);
         if let Some(notify) = notify {
             running_tasks.push(tasks::watch_notify(self.me.clone(), id, generation, notify));
         }
@@ -33,6 +34,7 @@ impl Driver {
             definition: Arc::clone(&start.definition),
             known: start.process.iter().flat_map(|process| &process.known).map(|&pid| Pid::from_raw(pid)).collect(),
             start,
+            is_heard,
             is_adopted,
             dies_with_broker,
             endpoint,

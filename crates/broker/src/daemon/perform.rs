@@ -23,7 +23,7 @@ use crate::documents::ready_backend;
 use crate::net::endpoint::{self, ConnectError, Connection};
 use crate::net::sock_diag::{established_tcp, established_unix};
 use crate::process::spawn;
-use crate::services::{self, Resume};
+use crate::services::{self, Probe, Resume};
 
 /// What a client is told that is given a backend.
 pub(super) struct Grant {
@@ -189,6 +189,17 @@ impl Driver {
                 let obstacle = Some(format!("the probe cannot be started: {error}"));
                 self.follow_up(id, Event::Probed { generation, ready: false, obstacle });
             }
+            return;
+        }
+        // One that says when it is ready is looked at only for what it may have said to nobody. A socket that it inherited
+        // was bound by a broker, this or an earlier one.
+        let unsaid = match running.definition.readiness.probe {
+            Probe::Notify | Probe::Socket { .. } if running.is_heard => Some(false),
+            Probe::Socket { .. } => Some(serves(&running.endpoint)),
+            Probe::Notify | Probe::Connect | Probe::Exec { .. } => None,
+        };
+        if let Some(ready) = unsaid {
+            self.follow_up(id, Event::Probed { generation, ready, obstacle: None });
             return;
         }
         let backend = running.processes();
@@ -361,4 +372,9 @@ pub(super) fn connect(endpoint: &Endpoint) -> Result<Connection, ConnectError> {
         Endpoint::Unix { path } => endpoint::connect_unix(path.as_ref()).map(Connection::Made),
         Endpoint::Tcp { port, .. } => endpoint::connect_tcp(*port),
     }
+}
+
+/// Whether somebody accepts there.
+pub(super) fn serves(endpoint: &Endpoint) -> bool {
+    matches!(connect(endpoint), Ok(_) | Err(ConnectError::Busy))
 }

@@ -13,11 +13,9 @@ use std::path::PathBuf;
 use nix::unistd::Pid;
 
 pub(crate) use self::tcp::{
-    bind_tcp, connect_tcp, finish_tcp, free_tcp_port, prepare_tcp, probe_tcp, relisten_tcp, tcp_port,
+    bind_tcp, check_tcp, connect_tcp, finish_tcp, free_tcp_port, prepare_tcp, probe_tcp, tcp_port,
 };
-pub(crate) use self::unix::{
-    Removal, bind_unix, connect_unix, prepare_unix, probe_unix, relisten_unix, remove_dead_unix,
-};
+pub(crate) use self::unix::{Removal, bind_unix, check_unix, connect_unix, prepare_unix, probe_unix, remove_dead_unix};
 use crate::process::identity;
 
 /// The backlog of sockets that the broker binds; the kernel lowers it to `net.core.somaxconn`.

@@ -15,6 +15,7 @@ trials![
     who_connects_while_no_broker_runs_is_served_once_one_does,
     a_backend_that_lives_has_its_sockets_back,
     what_a_daemon_says_while_no_broker_listens_is_heard,
+    what_has_said_nothing_is_not_ready_at_its_ceiling,
     a_hand_over_leaves_everything_kept,
     an_endpoint_whose_backend_lives_is_never_bound_again,
     what_belongs_to_nobody_is_forgotten,
@@ -128,6 +129,26 @@ fn what_a_daemon_says_while_no_broker_listens_is_heard() {
     broker.start_again();
     assert_eq!(pid_of(&broker.wait_state("says", "ready")), pid);
     assert_eq!(served(&broker, "says").0, pid);
+}
+
+/// One that a broker could not hear is looked at once more, for what it may have said to nobody.
+fn what_has_said_nothing_is_not_ready_at_its_ceiling() {
+    let setup = Setup::new().kept();
+    let says = ["--notify", "--ready-when", &setup.path("gate")];
+    let ceiling = "hard_ceiling = \"2s\"";
+    let plain = Service::fake("says", &says).toml("[readiness]\nprobe = \"notify\"").toml(ceiling);
+    let held = Service::fake_on_passed_socket("passed", &says).toml("[readiness]\nprobe = \"socket\"\nnotify = true");
+    let mut broker = setup.service(&plain).service(&held.toml(ceiling)).start();
+    let mut session = broker.session();
+    for service in ["says", "passed"] {
+        session.hello(service);
+        wait_until("it listens", || broker.starts(service).len() == 1);
+    }
+    broker.kill_and_start_again();
+    for service in ["says", "passed"] {
+        broker.wait_backend(service, "crashed", |backend| backend["crashes_in_window"] == 1);
+        assert_eq!(broker.starts(service).len(), 1);
+    }
 }
 
 fn a_hand_over_leaves_everything_kept() {

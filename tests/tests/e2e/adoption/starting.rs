@@ -1,7 +1,7 @@
 //! Those that were on their way when their broker died: to readiness, to their end, or to another process.
 
 use broker_proto::AdminRequest;
-use broker_tests::{Broker, Service, Setup, fake_backend, process_exists, trials, wait_until};
+use broker_tests::{Broker, Connection, Service, Setup, fake_backend, process_exists, trials, wait_until};
 use nix::sys::signal::Signal;
 
 use super::{all_of, journal, kind, order, pid_of, settled};
@@ -174,6 +174,17 @@ fn a_daemon_that_got_ready_while_no_broker_ran_is_ready() {
         assert_eq!((pid_of(&backend), &backend["generation"]), (pid, &1.into()));
     }
     // What was said to nobody is made good when its time is over.
+    let setup = Setup::new();
+    let passed = gated(&setup, "passed").toml("hard_ceiling = \"3s\"");
+    let (mut broker, pid) = starting(setup.service(&passed), "passed");
+    broker.kill();
+    broker.open_gate("gate");
+    // It answers once it has said so.
+    let endpoint = format!("unix:{}", broker.path("run/broker.sock.d/passed@1.0.0~default.sock").display());
+    assert_eq!(Connection::to(&endpoint).expect("it listens").pid(), pid);
+    broker.start_again();
+    let backend = broker.resolve("passed");
+    assert_eq!((pid_of(&backend), &backend["generation"]), (pid, &1.into()));
     let mut broker = Setup::new().service(&kind("says")).unstarted();
     broker.start_armed("child-after-record");
     broker.wait_until_it_answers();

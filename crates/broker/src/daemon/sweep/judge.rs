@@ -10,9 +10,8 @@ use nix::unistd::Pid;
 use super::left::Left;
 use crate::core::backend::Phase;
 use crate::daemon::ledger::{Here, Start};
-use crate::daemon::perform::connect;
+use crate::daemon::perform::serves;
 use crate::journald::stream::{self, Stream};
-use crate::net::endpoint::ConnectError;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::{self, Identity, Stat};
 use crate::process::kernel::{has_ended, pidfd_open};
@@ -200,11 +199,6 @@ pub(in crate::daemon) fn daemon_left_by(
         Was::JustReady | Was::Settled => has_left && endpoint.is_some_and(serves),
     };
     if is_daemon { found } else { Vec::new() }
-}
-
-/// Whether somebody accepts there.
-fn serves(endpoint: &Endpoint) -> bool {
-    matches!(connect(endpoint), Ok(_) | Err(ConnectError::Busy))
 }
 
 /// Looks at a process: its descriptor is opened first, then the facts are read, then it is asked whether it has ended.

@@ -16,7 +16,7 @@ use crate::daemon::inherited::Inherited;
 use crate::daemon::ledger::Start;
 use crate::daemon::places::name_of;
 use crate::daemon::work::listen_to;
-use crate::net::endpoint::{KeptError, relisten_tcp, relisten_unix, tcp_port};
+use crate::net::endpoint::{KeptError, check_tcp, check_unix, tcp_port};
 use crate::net::notify_socket::NotifySocket;
 use crate::services::{self, Definition, Probe};
 
@@ -47,8 +47,8 @@ impl Driver {
         };
         let take = |socket: OwnedFd| -> Result<OwnedFd, KeptError> {
             match endpoint_of(&socket)? {
-                Endpoint::Unix { path } => relisten_unix(&socket, path.as_ref())?,
-                Endpoint::Tcp { port, .. } => relisten_tcp(&socket, port)?,
+                Endpoint::Unix { path } => check_unix(&socket, path.as_ref())?,
+                Endpoint::Tcp { port, .. } => check_tcp(&socket, port)?,
             }
             Ok(socket)
         };
@@ -65,10 +65,13 @@ impl Driver {
     pub(super) fn ear_again(&self, path: &Path, key: &BackendKey, inherited: &mut Inherited) -> Option<Ear> {
         let kept = inherited.claim(&name_of(path), &self.fd_store, |socket| NotifySocket::bound(socket, path));
         if let Some((socket, stored)) = kept {
-            return Some(Ear { socket, stored });
+            return Some(Ear { socket, stored, is_whole: true });
         }
         match listen_to(path, &self.fd_store) {
-            Ok(ear) => Some(ear),
+            Ok(mut ear) => {
+                ear.is_whole = false;
+                Some(ear)
+            }
             Err(refusal) => {
                 tracing::warn!(backend = %key, "its notify socket cannot be made again: {}", refusal.reason);
                 None

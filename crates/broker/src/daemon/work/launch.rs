@@ -254,5 +254,5 @@ pub(in crate::daemon) fn listen_to(path: &Path, fd_store: &FdStore) -> Result<Ea
     failpoint::reached("before-heard");
     let stored = fd_store.keep(&name_of(path), &socket);
     failpoint::reached("after-heard");
-    Ok(Ear { socket, stored })
+    Ok(Ear { socket, stored, is_whole: true })
 }

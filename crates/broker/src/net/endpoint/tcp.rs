@@ -129,8 +129,8 @@ pub(crate) fn tcp_port(socket: &OwnedFd) -> Result<u16, KeptError> {
     Ok(socket.local_addr().map_err(KeptError::Io)?.port())
 }
 
-/// Goes on listening on a socket that was kept while no broker ran, if it is one that listens on the port.
-pub(crate) fn relisten_tcp(socket: &OwnedFd, port: u16) -> Result<(), KeptError> {
+/// Checks that a socket which was kept while no broker ran is one that listens on the port.
+pub(crate) fn check_tcp(socket: &OwnedFd, port: u16) -> Result<(), KeptError> {
     let io = |errno: Errno| KeptError::Io(errno.into());
     let listens = getsockopt(socket, sockopt::AcceptConn).map_err(io)?
         && getsockopt(socket, sockopt::SockType).map_err(io)? == SockType::Stream;

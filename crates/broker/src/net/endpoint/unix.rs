@@ -118,12 +118,12 @@ pub(crate) fn bind_unix(path: &Path) -> Result<OwnedFd, EndpointError> {
     let address = UnixAddr::new(path).map_err(|_| EndpointError::PathTooLong { path: path.to_owned() })?;
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
     bind(socket.as_raw_fd(), &address).map_err(failed)?;
-    listen(&socket, backlog()).map_err(failed)?;
+    listen(&socket, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE)).map_err(failed)?;
     Ok(socket)
 }
 
-/// Goes on listening on a socket that was kept while no broker ran, if it is the one that listens at the path.
-pub(crate) fn relisten_unix(socket: &OwnedFd, path: &Path) -> Result<(), KeptError> {
+/// Checks that a socket which was kept while no broker ran is the one that listens at the path.
+pub(crate) fn check_unix(socket: &OwnedFd, path: &Path) -> Result<(), KeptError> {
     let io = |errno: Errno| KeptError::Io(errno.into());
     let elsewhere = || KeptError::Elsewhere(path.display().to_string());
     let listens = getsockopt(socket, sockopt::AcceptConn).map_err(io)?
@@ -132,23 +132,17 @@ pub(crate) fn relisten_unix(socket: &OwnedFd, path: &Path) -> Result<(), KeptErr
     if !listens || address.path() != Some(path) {
         return Err(elsewhere());
     }
-    if !is_file_of(socket.as_fd(), path).map_err(KeptError::Io)? {
-        return Err(KeptError::Unreachable(path.to_owned()));
+    match is_file_of(socket.as_fd(), path).map_err(KeptError::Io)? {
+        true => Ok(()),
+        false => Err(KeptError::Unreachable(path.to_owned())),
     }
-    // Who connects is shown by the kernel who listened last: that is to be a process that lives.
-    listen(socket, backlog()).map_err(io)
-}
-
-fn backlog() -> Backlog {
-    Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE)
 }
 
 /// Looks whether the backend serves the path. Never blocks; the daemon sees a connection that is closed at once.
 pub(crate) fn probe_unix(path: &Path, backend: Backend<'_>) -> Probe {
     match try_connect(path) {
         Ok(stream) => match peer(&stream) {
-            // The broker itself listens where the daemon inherits the socket.
-            Some(pid) if pid == Pid::this() || backend.includes(pid) => Probe::Ready { pid: Some(pid) },
+            Some(pid) if backend.includes(pid) => Probe::Ready { pid: Some(pid) },
             Some(pid) => Probe::Stranger { pid: Some(pid), command: command_name(pid) },
             None => Probe::Ready { pid: None },
         },
