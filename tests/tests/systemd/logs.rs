@@ -121,6 +121,12 @@ fn a_format_that_is_given_is_taken_at_its_word() {
     let _ = machine.run(&["systemctl", "restart", "brokerd.service"]);
     let error = entry(&machine, &["-t", "brokerd", "-p", "err"], "brokerd: error: /etc/broker/broker.toml:2:10");
     assert_eq!(error["PRIORITY"], "3");
+
+    // Asked for where there is none, it is an error.
+    let _ = machine.run(&["rm", "/etc/broker/broker.toml"]).done();
+    let _ = machine.run(&["mv", "/run/systemd/journal/socket", "/run/away"]).done();
+    let refused = machine.run(&["brokerd", "--log-format", "journal"]).exits(1).stderr;
+    assert!(refused.contains("there is no journal") && refused.contains("log as text or json"), "{refused}");
 }
 
 fn a_journal_that_hangs_holds_nobody_up() {
