@@ -56,8 +56,13 @@ fn assert_kept(machine: &Machine, before: &Value) {
 fn the_status_tells_what_goes_on() {
     let machine = machine("", &[&Service::fake("x", &[])]);
     assert!(status(&machine).starts_with("no backends; "), "{}", status(&machine));
-    let _ = machine.resolve("x");
+    let backend = machine.resolve("x");
     wait_status(&machine, "1 backend ready; no sessions");
+    let facts = machine.dial(&backend).facts();
+    let names = facts["environment"].as_object().expect("variables").keys();
+    let told: Vec<_> =
+        names.filter(|name| ["NOTIFY", "WATCHDOG", "LISTEN"].iter().any(|of| name.starts_with(of))).collect();
+    assert!(told.is_empty(), "what systemd tells the broker is for the broker: {told:?}");
     let session = machine.session();
     wait_status(&machine, "1 backend ready; 1 session");
     drop(session);

@@ -9,7 +9,7 @@ use crate::config::{IdleExit, LogFormat, Options};
 /// Starts and shares backends for the clients of its Unix socket.
 ///
 /// It runs in the foreground unless told to detach, logs to stderr (to the journal under systemd) unless the configuration
-/// names a folder, and says that it is ready by sd_notify once it accepts.
+/// names a folder, and tells a service manager that it is ready once it accepts.
 #[derive(Debug, Parser)]
 #[command(name = "brokerd", version, after_help = EXAMPLES)]
 pub(super) struct Args {
@@ -72,8 +72,12 @@ Signals:
   SIGTERM   ends the broker and leaves its backends to the next one on the same state folder
   SIGINT    ends the backends and then the broker
   SIGHUP    reads the service files again
-A second SIGTERM or SIGINT ends the broker at once; what runs then is found by the next one, too. \
-Durable processes run on in any case.
+Sessions are told, and have a second to close. A second SIGTERM or SIGINT ends the broker at once; what runs then is found \
+by the next one, too. Durable processes run on in any case.
+
+Service manager:
+  One that starts the broker with NOTIFY_SOCKET, as systemd does, is told by sd_notify that it is ready, what goes on, of \
+reloads and of its end; with WATCHDOG_USEC it is given signs of life by the loop that serves.
 
 Exit codes: 0 ended as told, 1 failed, 2 usage, 75 another broker holds the socket or the state folder, \
 78 a newer broker wrote what is in the state folder";

@@ -82,6 +82,7 @@ impl Driver {
                 self.shuts_door.notify_one();
                 sessions.for_each(|session| session.hush());
             }
+            Step::Cut if self.sessions.is_empty() => {}
             Step::Cut => {
                 tracing::info!(sessions = sessions.len(), "some have not closed their sessions, which end now");
                 sessions.for_each(|session| {
