@@ -20,6 +20,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 
+    /// Where brokers have their sockets and state; a folder with a short path. One in memory takes the disk out
+    #[arg(long, value_name = "DIR", default_value = "/tmp")]
+    pub(crate) folder: PathBuf,
+
     /// Do not build brokerd and the programs of the benchmark first, though cargo started this
     #[arg(long)]
     pub(crate) no_build: bool,

@@ -3,10 +3,20 @@
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
 use crate::children;
+
+/// Where folders are made.
+static AROUND: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has folders made there.
+pub(crate) fn make_folders_in(around: PathBuf) {
+    // Said once, before there is any.
+    let _ = AROUND.set(around);
+}
 
 /// A folder with a short path: that of a socket may have 108 bytes.
 #[derive(Debug)]
@@ -14,7 +24,9 @@ pub(crate) struct Folder(TempDir);
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("bb.").tempdir_in("/tmp").expect("a folder in /tmp");
+        let around = AROUND.get().map_or(Path::new("/tmp"), PathBuf::as_path);
+        let folder = tempfile::Builder::new().prefix("bb.").tempdir_in(around);
+        let folder = folder.unwrap_or_else(|error| panic!("no folder in {}: {error}", around.display()));
         children::remove_at_the_end(folder.path());
         Self(folder)
     }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::args::Args;
 use crate::children::{self, say};
+use crate::folder::make_folders_in;
 use crate::goals::{GOALS, load};
 use crate::kernel;
 use crate::programs::Programs;
@@ -39,6 +40,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(args: Args) -> Result<ExitCode, String> {
     let programs = Programs::find(&args)?;
     let (json, strict) = (args.json.clone(), args.strict);
+    make_folders_in(args.folder.clone());
     children::prepare();
     let began = Instant::now();
     let load_before = kernel::load();

@@ -1,11 +1,12 @@
 //! A broker that has much to remember: 1,000 live backends, and 10,000 entries in its registry.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker_proto::{ClientMessage, Code, Delivery, Negotiated};
 
 use super::cold::service_name;
 use crate::broker::{Broker, Kind, Service};
+use crate::children::say;
 use crate::client::{Granted, Key, Session};
 use crate::kernel::Memory;
 use crate::programs::Programs;
@@ -40,7 +41,7 @@ impl Large {
             Service::new(&name, Kind::Unix, &programs.daemon),
             Service::new(MISSING, Kind::Unix, "/nonexistent/program".as_ref()),
         ];
-        let broker = Broker::start(programs, &services);
+        let (broker, began) = (Broker::start(programs, &services), Instant::now());
         let mut holding = broker.session();
         let key = |number| Key::new(&name, format!("live{number}"));
         let mut live: Vec<(Key, Negotiated)> = Vec::new();
@@ -58,6 +59,7 @@ impl Large {
             assert_eq!(answer.expect_err("there is no such program").code, Code::SpawnFailed);
         }
         memories[2] = Memory::of(broker.pid());
+        say(&format!("made a broker with {LIVE} live backends of {ENTRIES} entries in {:.0?}", began.elapsed()));
         Self { broker, _holding: holding, live, memories }
     }
 
