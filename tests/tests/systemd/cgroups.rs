@@ -14,6 +14,7 @@ trials![
     a_durable_process_runs_through_a_restart_of_the_broker,
     a_durable_process_whose_unit_is_stopped_is_run_again,
     a_broker_without_a_unit_for_its_backends_says_so,
+    a_limit_without_its_controller_is_said_not_to_hold,
 ];
 
 const BROKER: &str = "brokerd.service";
@@ -182,6 +183,31 @@ fn a_broker_without_a_unit_for_its_backends_says_so() {
     let cgroups = &machine.status()["broker"]["cgroups"];
     assert_eq!((&cgroups["place"], cgroups["why_not"].as_str()), (&Value::Null, Some(why)));
     assert_eq!(machine.journal("lone.service").matches(why).count(), 1);
+}
+
+fn a_limit_without_its_controller_is_said_not_to_hold() {
+    let machine = machine(&[&Service::fake("x", &[]).toml("[limits]\nmemory_max = \"512MiB\"\nnofile = 321")]);
+    let pid = pid_of(&machine.resolve("x"));
+    let limits = machine.read(&format!("/proc/{pid}/limits"));
+    let nofile = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
+    assert_eq!(nofile.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["321", "321"]);
+    let is_offered = machine.read(&format!("/sys/fs/cgroup{PLACE}/cgroup.controllers")).contains("memory");
+    let said = backend(&machine, "x")["limits"]["not_enforced"].clone();
+    if is_offered {
+        let written = machine.read(&format!("/sys/fs/cgroup{}/memory.max", machine.cgroup_of(pid)));
+        assert_eq!((written.trim(), said), ("536870912", Value::Array(Vec::new())));
+        return;
+    }
+    let why = format!("the controller `memory` is not offered by /sys/fs/cgroup{PLACE}: ");
+    assert!(
+        said[0]["limit"] == "memory_max" && said[0]["why"].as_str().is_some_and(|said| said.starts_with(&why)),
+        "{said}"
+    );
+    assert!(machine.ctl(&["status"]).done().stdout.contains(&why));
+    let checked = machine.ctl(&["check"]).done().stdout;
+    assert!(checked.contains("`memory_max` in [limits] is not enforced on this machine"), "{checked}");
+    let status = machine.property(BACKENDS, "StatusText");
+    assert_eq!(status, "Keeping the cgroup of the backends; no limits can be enforced here");
 }
 
 /// Those that need a controller to be handed down.

@@ -108,6 +108,7 @@ impl Driver {
             && !taken_down
             && exit.is_kill()
             && running.facts.cgroup.is_some()
+            && self.cgroups.are_in_a_unit()
             && running.looks < LOOKS_FOR_UNIT
         {
             running.looks += 1;

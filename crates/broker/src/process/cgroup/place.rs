@@ -111,6 +111,11 @@ impl Place {
         inode(&self.folder).is_ok_and(|inode| inode == self.inode)
     }
 
+    /// Whether it is a unit's.
+    pub(crate) fn is_a_units(&self) -> bool {
+        self.kind == Kind::Unit
+    }
+
     /// Whether the unit is being taken down around what lives there: its keeper is gone.
     pub(crate) fn is_closing(&self) -> bool {
         self.kind == Kind::Unit && matches!(is_populated(&self.folder.join(KEEPER)), Ok(false))
