@@ -9,8 +9,9 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::Signal;
+use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 use super::leaf::Leaf;
@@ -22,6 +23,11 @@ const FREEZE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long one round waits for those it killed before it looks again.
 const ROUND_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The kernel announces changes of a cgroup no oftener than this (`CGROUP_FILE_NOTIFY_MIN_INTV`), so for about so long
+/// after a change nothing is heard of the next one; until then it is looked for, each time after twice as long.
+const NOTICE_INTERVAL: Duration = Duration::from_millis(10);
+const FIRST_LOOK: Duration = Duration::from_micros(100);
 
 /// Kills everything; who still runs when the patience is over.
 pub(super) fn end(leaf: &Leaf, patience: Duration) -> Vec<Pid> {
@@ -66,6 +72,7 @@ pub(super) fn is_populated(folder: &Path) -> io::Result<bool> {
 /// gone is empty.
 fn wait(folder: &Path, line: &str, deadline: Instant) -> bool {
     let Ok(mut events) = File::open(folder.join("cgroup.events")) else { return true };
+    let mut pause = Some(FIRST_LOOK);
     loop {
         let mut text = String::new();
         match events.rewind().and_then(|()| events.read_to_string(&mut text)) {
@@ -77,8 +84,9 @@ fn wait(folder: &Path, line: &str, deadline: Instant) -> bool {
         if left.is_zero() {
             return false;
         }
-        let timeout = PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX);
-        let _ = poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout);
+        let timeout = TimeSpec::from_duration(pause.map_or(left, |pause| pause.min(left)));
+        let _ = ppoll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], Some(timeout), None);
+        pause = pause.map(|pause| pause * 2).filter(|pause| *pause < NOTICE_INTERVAL);
     }
 }
 
