@@ -32,10 +32,18 @@ pub(crate) struct Leaf {
     parent: u64,
 }
 
+/// The cgroup that one is made below.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Above<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) path: &'a Path,
+    pub(super) inode: u64,
+}
+
 impl Leaf {
-    /// Makes one below a folder.
-    pub(super) fn make(above: &Path, name: &str) -> io::Result<Self> {
-        let folder = above.join(name);
+    /// Makes one.
+    pub(super) fn make(above: Above<'_>, name: &str) -> io::Result<Self> {
+        let folder = above.folder.join(name);
         if let Err(error) = DirBuilder::new().mode(0o755).create(&folder) {
             // What a former start of that name left, of which nobody knows any more.
             if error.kind() != io::ErrorKind::AlreadyExists || remove(&folder).is_err() {
@@ -47,22 +55,22 @@ impl Leaf {
     }
 
     /// One that there is.
-    pub(super) fn existing(above: &Path, name: &str) -> io::Result<Self> {
-        let folder = above.join(name);
-        let lost = || io::Error::new(io::ErrorKind::NotFound, "the mount of cgroup2 is not to be seen");
-        let path = hierarchy::name_of(&folder).ok_or_else(lost)?;
-        Ok(Self { inode: inode(&folder)?, parent: inode(above)?, folder, path })
+    pub(super) fn existing(above: Above<'_>, name: &str) -> io::Result<Self> {
+        let folder = above.folder.join(name);
+        Ok(Self { inode: inode(&folder)?, parent: above.inode, path: above.path.join(name), folder })
     }
 
     /// The calling process's own, if it has that name.
     pub(crate) fn own(name: &str) -> Option<Self> {
-        let own = hierarchy::own().ok()?;
-        own.ends_with(name).then(|| Self::existing(own.parent()?, name).ok()).flatten()
+        let own = hierarchy::own().ok().filter(|own| own.ends_with(name))?;
+        let folder = own.parent()?;
+        let above = Above { folder, path: &hierarchy::name_of(folder)?, inode: inode(folder).ok()? };
+        Self::existing(above, name).ok()
     }
 
     /// Makes one below it, for a part of what belongs to it.
     pub(crate) fn make_below(&self, name: &str) -> io::Result<Self> {
-        Self::make(&self.folder, name)
+        Self::make(Above { folder: &self.folder, path: &self.path, inode: self.inode }, name)
     }
 
     pub(crate) fn folder(&self) -> &Path {

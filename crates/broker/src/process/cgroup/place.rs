@@ -8,7 +8,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::end::is_populated;
 use super::hierarchy::{self, NoCgroup};
-use super::leaf::{self, Leaf, inode};
+use super::leaf::{self, Above, Leaf, inode};
 use super::{KEEPER, LIMITING, limits};
 use crate::core::limits::{Limits, Unenforced};
 
@@ -19,6 +19,8 @@ const OWN: &str = "broker-";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     folder: PathBuf,
+    /// What `/proc/PID/cgroup` calls it.
+    path: PathBuf,
     inode: u64,
     kind: Kind,
 }
@@ -99,7 +101,12 @@ impl Place {
             }
         }
         let inode = inode(&folder).map_err(cannot("cannot look at", &folder))?;
-        Ok(Self { folder, inode, kind })
+        let path = hierarchy::name_of(&folder).ok_or_else(|| NoCgroup::OutOfSight(folder.display().to_string()))?;
+        Ok(Self { folder, path, inode, kind })
+    }
+
+    fn above(&self) -> Above<'_> {
+        Above { folder: &self.folder, path: &self.path, inode: self.inode }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -123,7 +130,7 @@ impl Place {
 
     /// Makes the cgroup of one start.
     pub(crate) fn leaf(&self, name: &str) -> io::Result<Leaf> {
-        Leaf::make(&self.folder, name)
+        Leaf::make(self.above(), name)
     }
 
     /// Writes the limits of a cgroup that was made here; those that do not hold.
@@ -133,7 +140,7 @@ impl Place {
 
     /// One that there is.
     pub(crate) fn existing(&self, name: &str) -> Option<Leaf> {
-        Leaf::existing(&self.folder, name).ok()
+        Leaf::existing(self.above(), name).ok()
     }
 
     /// The controllers that what is made here has.
