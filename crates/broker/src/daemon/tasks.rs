@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_local;
 
 use super::driver::Driver;
@@ -18,6 +18,7 @@ use super::watched::Watched;
 use crate::core::backend::{Event, Ticket, Word};
 use crate::core::registry::BackendId;
 use crate::net::endpoint::{ConnectError, Connection, finish_tcp};
+use crate::net::notify_socket::Message;
 use crate::process::exit::peek;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::kernel;
@@ -75,22 +76,23 @@ pub(super) fn watch_notify(driver: Handle, id: BackendId, generation: u64, ear: 
             Ok(watched) => watched,
             Err(error) => return tracing::error!(%error, "cannot watch a notify socket"),
         };
+        // What the next broker would hear again is taken out only once nobody need hear it again.
+        let is_kept = ear.stored.is_some();
         while let Ok(mut guard) = watched.readable().await {
             tokio::task::coop::consume_budget().await;
-            match ear.socket.receive() {
+            let next = if is_kept { ear.socket.look() } else { ear.socket.receive() };
+            match next {
                 Ok(Some(message)) => {
+                    let is_remembered = message.ready || message.extend_timeout.is_some();
                     let Some(driver) = driver.upgrade() else { return };
-                    let mut driver = driver.borrow_mut();
-                    if !driver.may_speak(id, generation, message.sender) {
-                        let backend = driver.registry.get(id).map(|(key, _)| tracing::field::display(key));
-                        tracing::warn!(backend, generation, sender = ?message.sender, "a stranger wrote to a notify socket");
-                        continue;
-                    }
-                    let status = message.status.map(Word::Status);
-                    let extension = message.extend_timeout.map(Word::ExtendTimeout);
-                    let ready = message.ready.then_some(Word::Ready);
-                    for word in status.into_iter().chain(extension).chain(ready) {
-                        driver.dispatch(id, Event::Notified { generation, word });
+                    driver.borrow_mut().hear(id, generation, message);
+                    if is_kept {
+                        let written = is_remembered.then(|| driver.borrow().written());
+                        drop(driver);
+                        if let Some(written) = written {
+                            let _ = written.await;
+                        }
+                        let _ = ear.socket.receive();
                     }
                 }
                 Ok(None) => guard.clear_ready(),
@@ -101,6 +103,36 @@ pub(super) fn watch_notify(driver: Handle, id: BackendId, generation: u64, ear: 
 }
 
 impl Driver {
+    /// Takes what was said on the notify socket of a generation, if it was said by its backend.
+    fn hear(&mut self, id: BackendId, generation: u64, message: Message) {
+        if !self.may_speak(id, generation, message.sender) {
+            let backend = self.registry.get(id).map(|(key, _)| tracing::field::display(key));
+            tracing::warn!(backend, generation, sender = ?message.sender, "a stranger wrote to a notify socket");
+            return;
+        }
+        let status = message.status.map(Word::Status);
+        let extension = message.extend_timeout.map(Word::ExtendTimeout);
+        let ready = message.ready.then_some(Word::Ready);
+        for word in status.into_iter().chain(extension).chain(ready) {
+            self.dispatch(id, Event::Notified { generation, word });
+        }
+    }
+
+    /// Is over once the journal has what it was told until now, or cannot be written.
+    fn written(&self) -> oneshot::Receiver<()> {
+        let (done, written) = oneshot::channel();
+        let journal = self.journal.clone();
+        let job = move || {
+            journal.flush();
+            // Who waited may be over.
+            let _ = done.send(());
+        };
+        if let Err(error) = self.pool.run(job) {
+            tracing::warn!(%error, "no thread to wait for the journal from");
+        }
+        written
+    }
+
     /// Whether a process speaks for a generation. One that has already ended cannot be looked at; the socket's folder is
     /// private, and its path was told to the daemon alone.
     fn may_speak(&mut self, id: BackendId, generation: u64, sender: Option<nix::unistd::Pid>) -> bool {

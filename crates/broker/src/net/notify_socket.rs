@@ -94,12 +94,21 @@ impl NotifySocket {
     ///
     /// Descriptors that come along are closed; of `BARRIER=1` that is the answer which its sender waits for.
     pub(crate) fn receive(&self) -> io::Result<Option<Message>> {
+        self.read(MsgFlags::empty())
+    }
+
+    /// Looks at the next message, which stays the next one.
+    pub(crate) fn look(&self) -> io::Result<Option<Message>> {
+        self.read(MsgFlags::MSG_PEEK)
+    }
+
+    fn read(&self, flags: MsgFlags) -> io::Result<Option<Message>> {
         let mut bytes = [0; MESSAGE_BYTES];
         let mut control = nix::cmsg_space!(UnixCredentials, [i32; DESCRIPTORS_MAX]);
         let mut slices = [IoSliceMut::new(&mut bytes)];
         let fd = self.socket.as_raw_fd();
         let received = loop {
-            match recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
+            match recvmsg::<()>(fd, &mut slices, Some(&mut control), flags | MsgFlags::MSG_CMSG_CLOEXEC) {
                 Ok(received) => break received,
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR) => {}
@@ -226,6 +235,7 @@ mod tests {
             let rights = [ControlMessage::ScmRights(&descriptors)];
             let slices = [IoSlice::new(message)];
             sendmsg::<()>(daemon.as_raw_fd(), &slices, &rights, MsgFlags::empty(), None).unwrap();
+            assert_eq!(socket.look().unwrap(), socket.look().unwrap());
             assert_eq!(socket.receive().unwrap().unwrap().sender, Some(Pid::this()));
         }
         drop(writer);
