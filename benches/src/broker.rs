@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use crate::cgroups;
 use crate::children::{Process, end_with_this_process, pidfd_open, signal, wait_for_end};
 use crate::client::{BOUND, Key, Session, frame, opening, try_exchange, wait_until};
 use crate::facts::Facts;
@@ -119,6 +120,7 @@ impl Broker {
         let Some(process) = self.process.take() else { return };
         let backends: Vec<Pid> = kernel::children(process.pid()).into_iter().map(|(pid, _)| pid).collect();
         let pidfds: Vec<_> = backends.iter().filter_map(|&pid| pidfd_open(pid).ok()).collect();
+        let cgroups = cgroups::made_for(backends.iter().copied());
         process.kill();
         for pidfd in pidfds {
             signal(&pidfd, Signal::SIGKILL);
@@ -128,6 +130,7 @@ impl Broker {
         for pid in backends {
             let _ = waitpid(pid, None);
         }
+        cgroups::remove(&cgroups);
     }
 
     pub(crate) fn unstarted(programs: &Programs, services: &[Service]) -> Self {

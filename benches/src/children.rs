@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::kernel;
+use crate::{cgroups, kernel};
 
 /// How long a process may take to end when it is asked to. A broker stops its daemons first.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -126,6 +126,8 @@ pub(crate) fn prepare() {
                 roster.is_over = true;
                 (std::mem::take(&mut roster.processes), std::mem::take(&mut roster.folders))
             };
+            let brokers = kernel::children(Pid::this()).into_iter().map(|(pid, _)| pid);
+            let cgroups = cgroups::made_for(brokers.flat_map(kernel::children).map(|(pid, _)| pid));
             processes.iter().for_each(|(pidfd, end)| signal(pidfd, *end));
             let deadline = Instant::now() + PATIENCE_BROKEN_OFF;
             for (pidfd, _) in &processes {
@@ -135,6 +137,7 @@ pub(crate) fn prepare() {
                 }
             }
             sweep();
+            cgroups::remove(&cgroups);
             folders.iter().for_each(|folder| drop(fs::remove_dir_all(folder)));
             std::process::exit(128 + number);
         }

@@ -5,6 +5,7 @@
 
 mod args;
 mod broker;
+mod cgroups;
 mod children;
 mod client;
 mod contest;
