@@ -165,6 +165,8 @@ fn what_is_not_wanted_is_said() {
         (&cgroups["place"], cgroups["why_not"].as_str()),
         (&Value::Null, Some("`cgroups = \"off\"` in broker.toml"))
     );
+    let said = broker.ctl(&["status"]).done().stderr;
+    assert!(said.contains("without a cgroup of their own: `cgroups = \"off\"` in broker.toml"), "{said}");
     assert_eq!(cgroup_of(pid_of(&backend)), cgroup_of(broker.pid().into()));
     // Here nobody knows whose it is.
     let hidden = hidden(&broker, "x", 1);

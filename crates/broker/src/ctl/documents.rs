@@ -40,6 +40,14 @@ pub(super) struct Broker {
     #[serde(default)]
     pub(super) service_directories: Vec<String>,
     pub(super) journal: Option<Journal>,
+    pub(super) cgroups: Option<Cgroups>,
+}
+
+/// Where the cgroups of backends are.
+#[derive(Debug, Deserialize)]
+pub(super) struct Cgroups {
+    /// Why there are none.
+    pub(super) why_not: Option<String>,
 }
 
 /// The record by which the next broker finds the backends.

@@ -69,11 +69,19 @@ fn nothing_yet(broker: &Broker, selections: &[Selection]) -> String {
     text
 }
 
-/// Says what is wrong with the journal, if anything is.
+/// Says what is wrong with the journal, if anything is, and why backends have no cgroups, if so.
 fn list_trouble(console: &Console, broker: &Broker) {
     for line in broker.journal.iter().flat_map(trouble) {
         console.note(paint(CARE, line));
     }
+    if let Some(line) = without_cgroups(broker) {
+        console.note(paint(FAINT, line));
+    }
+}
+
+fn without_cgroups(broker: &Broker) -> Option<String> {
+    let why = broker.cgroups.as_ref()?.why_not.as_deref()?;
+    Some(format!("backends are process groups, without a cgroup of their own: {}", harmless(why)))
 }
 
 fn trouble(journal: &Journal) -> Vec<String> {
@@ -248,6 +256,16 @@ mod tests {
         the journal /s/journal.db is not written since 2026-11-22 03:24:16 UTC: No space left on device; all is served from memory until it is again, and a broker that ends now leaves backends behind that the next one does not know
         a damaged journal was set aside as /s/journal.db.damaged-2026-11-21; a new one was begun: remove it once nobody wants to look at it
         ");
+    }
+
+    #[test]
+    fn why_there_are_no_cgroups_is_said() {
+        let mut broker = status().broker;
+        assert_eq!(without_cgroups(&broker), None, "an older broker does not know");
+        broker.cgroups = Some(documents::Cgroups { why_not: None });
+        assert_eq!(without_cgroups(&broker), None);
+        broker.cgroups = Some(documents::Cgroups { why_not: Some("cgroup2 is not mounted".to_owned()) });
+        insta::assert_snapshot!(without_cgroups(&broker).unwrap_or_default(), @"backends are process groups, without a cgroup of their own: cgroup2 is not mounted");
     }
 
     #[test]
