@@ -83,7 +83,7 @@ fn a_connection_that_was_not_accepted_before_the_crash_is_served_after_it() {
     let mut clients: Vec<Connection> = (0..5).map(|_| connect(&endpoint(&backend))).collect();
     kill(pid, Signal::SIGKILL).expect("it runs");
     let pids: Vec<u64> = clients.iter_mut().map(Connection::pid).collect();
-    let again = broker.backend("x");
+    let again = broker.wait_state("x", "ready");
     assert!(pids.iter().all(|pid| again["pid"] == *pid), "{pids:?}, {again}");
     assert_eq!((&again["generation"], broker.starts("x").len()), (&2.into(), 2));
 }
@@ -96,8 +96,7 @@ fn a_connection_starts_what_was_stopped_for_idleness_and_keeps_it() {
     for generation in 2..4 {
         let mut client = connect(&endpoint(&backend));
         let pid = client.pid();
-        settle(&broker);
-        let again = broker.backend("x");
+        let again = broker.wait_state("x", "ready");
         assert_eq!((&again["pid"], &again["generation"]), (&pid.into(), &generation.into()), "{again}");
         assert_eq!(again["crashes_in_window"], 0);
         for _ in 0..3 {
@@ -117,7 +116,8 @@ fn a_connection_starts_what_an_operator_stopped() {
     settle(&broker);
     assert_eq!(broker.starts("x").len(), 1, "nobody waits");
     let pid = connect(&endpoint(&backend)).pid();
-    assert_eq!(broker.backend("x")["pid"], pid);
+    // The daemon may answer before the broker knows that it runs.
+    assert_eq!(broker.wait_state("x", "ready")["pid"], pid);
 }
 
 fn a_connection_starts_nothing_that_is_drained() {
