@@ -61,26 +61,34 @@ impl Cgroups {
 
     /// Makes the cgroup of one start, if it can be, with its limits; and says which of them do not hold.
     pub(super) fn make(&self, name: &str, limits: &Limits) -> Made {
-        let mut inner = self.lock();
-        if !inner.place.as_ref().is_ok_and(Place::is_there) {
-            inner.find();
-        }
-        let made = match &inner.place {
-            Ok(place) => place.leaf(name).and_then(|leaf| {
-                let unenforced = place.limit(&leaf, limits);
-                let opened = leaf.open().inspect_err(|_| leaf.remove())?;
-                Ok(Made { cgroup: Some((leaf, Arc::new(opened))), unenforced })
-            }),
-            Err(reason) => return Made { cgroup: None, unenforced: limits.without_a_cgroup(reason) },
+        let place = match self.place() {
+            Ok(place) => place,
+            Err(reason) => return Made { cgroup: None, unenforced: limits.without_a_cgroup(&reason) },
         };
+        // Not under the lock: the kernel may take its time, and the driver looks here, too.
+        let made = place.leaf(name).and_then(|leaf| {
+            let unenforced = place.limit(&leaf, limits);
+            let opened = leaf.open().inspect_err(|_| leaf.remove())?;
+            Ok(Made { cgroup: Some((leaf, Arc::new(opened))), unenforced })
+        });
         made.unwrap_or_else(|error| {
             let why = format!("no cgroup can be made: {error}");
+            let mut inner = self.lock();
             if why != inner.said {
                 tracing::warn!(%error, name, "cannot make a cgroup, so this one is a process group alone");
                 inner.said.clone_from(&why);
             }
             Made { cgroup: None, unenforced: limits.without_a_cgroup(&why) }
         })
+    }
+
+    /// The place, looked for again if it has vanished.
+    fn place(&self) -> Result<Place, String> {
+        let mut inner = self.lock();
+        if !inner.place.as_ref().is_ok_and(Place::is_there) {
+            inner.find();
+        }
+        inner.place.clone()
     }
 
     /// Whether the unit that backends live in is being taken down.
