@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -14,15 +13,18 @@ use crate::wait::{BOUND, wait_until};
 
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Whether a process of that number exists and is no zombie.
+/// Whether a process of that number runs.
 #[must_use]
 pub fn process_exists(pid: u64) -> bool {
-    let Ok(number) = i32::try_from(pid) else { return false };
-    if kill(Pid::from_raw(number), None) == Err(Errno::ESRCH) {
-        return false;
-    }
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+    lives(&Path::new("/proc").join(pid.to_string()))
+}
+
+/// Whether the process of that folder in a `/proc` runs. One whose first thread is a zombie does as long as it has others:
+/// even killed they may accept what connects meanwhile.
+pub(crate) fn lives(process: &Path) -> bool {
+    let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    let Some(rest) = stat.rsplit(") ").next().filter(|rest| !rest.is_empty()) else { return false };
+    !rest.starts_with(['Z', 'X']) || fs::read_dir(process.join("task")).is_ok_and(|tasks| tasks.count() > 1)
 }
 
 /// The processes, besides this one, that name the folder in their command line, environment, working directory or open

@@ -5,6 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use super::{Machine, NOTES};
+use crate::leftovers::lives;
 use crate::wait::wait;
 
 /// Lines of each journal that a failed test shows.
@@ -54,11 +55,10 @@ impl Machine {
         self.shell(&list).done().stdout.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
-    /// Whether a process of that number inside exists and is no zombie.
+    /// Whether a process of that number inside runs.
     #[must_use]
     pub fn process_exists(&self, pid: u64) -> bool {
-        let stat = fs::read_to_string(self.path(&format!("/proc/{pid}/stat"))).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+        lives(&self.path(&format!("/proc/{pid}")))
     }
 
     /// The cgroup of a process inside, from the machine's root: `/system.slice/x.service`.
