@@ -12,7 +12,7 @@ use super::driver::Driver;
 use super::hosted::{Main, Running};
 use super::ledger::Start;
 use super::perform::serves;
-use super::sweep::judge::{Was, daemon_left_by};
+use super::sweep::judge::{LOOKS_FOR_HEIRS, Was, daemon_left_by};
 use super::work::{self, Ending, Finished, Report};
 use super::{tasks, telling};
 use crate::core::backend::Event;
@@ -27,10 +27,6 @@ use crate::process::start::Evidence;
 
 /// How often survivors are looked for while somebody is just ending, a millisecond apart: half a second in all.
 const LOOKS_MAX: u32 = 500;
-
-/// How often the daemon is looked for that an adopted process has become, a millisecond and a look at every process
-/// apart: whether somebody is just ending cannot be seen of those who are no children of ours.
-const LOOKS_FOR_HEIRS: u32 = 20;
 
 /// How often it is looked, a millisecond apart, whether what was killed was killed with its unit.
 const LOOKS_FOR_UNIT: u32 = 10;

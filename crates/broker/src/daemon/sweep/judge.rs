@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use broker_proto::Endpoint;
 use nix::unistd::Pid;
@@ -59,6 +60,14 @@ enum Seen {
     Unclear(String),
 }
 
+/// How often the daemon is looked for that a process has become which is no child of ours, a millisecond and a look at every
+/// process apart: whether somebody is just ending cannot be seen of it.
+pub(in crate::daemon) const LOOKS_FOR_HEIRS: u32 = 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// How often that is done in one sweep, before the first client is let in.
+const LOOKS_IN_ALL: u32 = 100;
+
 /// How far a backend was that may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::daemon) enum Was {
@@ -83,11 +92,13 @@ pub(super) struct Judge {
     here: Here,
     /// Every process, if somebody had to look at them all.
     all: Option<Vec<Stat>>,
+    /// How often they may still be looked at anew.
+    looks_left: u32,
 }
 
 impl Judge {
     pub(super) fn new(here: Here) -> Self {
-        Self { here, all: None }
+        Self { here, all: None, looks_left: LOOKS_IN_ALL }
     }
 
     pub(super) fn judge(&mut self, left: &Left) -> Verdict {
@@ -163,8 +174,7 @@ impl Judge {
 
     /// A daemon may have forked away while no broker looked; then the oldest of what it left is the backend.
     fn heir(&mut self, start: &Start, was: Was, facts: StartFacts, mut known: Vec<Pid>) -> Verdict {
-        let all = self.all.get_or_insert_with(|| identity::all().unwrap_or_default());
-        let mut heirs = daemon_left_by(&facts, all, was, start.endpoint.as_ref()).into_iter();
+        let mut heirs = self.heirs(start, was, &facts).into_iter();
         let Some((stat, pidfd)) = heirs.next() else {
             let is_taken_down = start.cgroup.as_ref().is_some_and(Leaf::has_lost_its_place);
             let facts = Box::new(facts);
@@ -173,6 +183,23 @@ impl Judge {
         known.push(facts.leader.pid);
         known.extend(heirs.map(|(stat, _)| stat.pid));
         Verdict::Alive(Found { main: stat.identity(), group: stat.group, pidfd, facts, known })
+    }
+
+    /// Looks for them until they are found or cannot be there. The daemon may be just between its two forks, and a list of
+    /// processes may be older than the end of the one that it forked away from.
+    fn heirs(&mut self, start: &Start, was: Was, facts: &StartFacts) -> Vec<(Stat, OwnedFd)> {
+        let look = |all: &[Stat]| daemon_left_by(facts, all, was, start.endpoint.as_ref());
+        let mut found = look(self.all.get_or_insert_with(|| identity::all().unwrap_or_default()));
+        let may_be_there = || start.cgroup.as_ref().is_none_or(|leaf| !leaf.members().is_empty());
+        for _ in 0..LOOKS_FOR_HEIRS {
+            if was == Was::Settled || !found.is_empty() || self.looks_left == 0 || !may_be_there() {
+                break;
+            }
+            self.looks_left -= 1;
+            std::thread::sleep(LOOK_AGAIN);
+            found = look(self.all.insert(identity::all().unwrap_or_default()));
+        }
+        found
     }
 }
 
