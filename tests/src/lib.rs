@@ -26,7 +26,7 @@ pub use leftovers::{end_processes, process_exists, processes_mentioning};
 pub use machine::{Machine, User, machine_hindrance};
 pub use programs::{fake_backend, find_program, sibling};
 pub use service::Service;
-pub use session::{Answer, Session};
+pub use session::{Answer, Asked, Session};
 pub use setup::Setup;
 pub use wait::{BOUND, monotonic_ms, wait_for, wait_until};
 

@@ -19,6 +19,15 @@ use crate::wait::BOUND;
 /// The answer to a Hello.
 pub type Answer = Result<Negotiated, Box<Refusal>>;
 
+/// What came of a Hello on a session that may end at any time.
+#[derive(Debug)]
+pub struct Asked {
+    /// None if it was negotiated.
+    pub refusal: Option<Refusal>,
+    /// Whether the broker has not said that it leaves.
+    pub stays: bool,
+}
+
 /// One connection to the broker.
 pub struct Session {
     stream: UnixStream,
@@ -179,6 +188,35 @@ impl Session {
             match self.receive()? {
                 ServerMessage::Pong { nonce: answered } if answered == nonce => return Ok(()),
                 other => self.aside.push(other),
+            }
+        }
+    }
+
+    /// Says Hello and hears the answer; what is negotiated is given up at once, unless the broker leaves.
+    ///
+    /// # Errors
+    /// The connection ends first.
+    ///
+    /// # Panics
+    /// What arrives is not of the protocol.
+    pub fn try_ask(&mut self, service: &str) -> io::Result<Asked> {
+        let hello = self.hello_for(service);
+        let id = hello.request_id;
+        self.try_send(&ClientMessage::Hello(hello))?;
+        let mut stays = true;
+        loop {
+            match self.receive()? {
+                ServerMessage::GoAway { .. } => stays = false,
+                ServerMessage::Negotiated(negotiated) if negotiated.request_id == id => {
+                    if stays {
+                        self.try_send(&ClientMessage::Release { request_id: id })?;
+                    }
+                    return Ok(Asked { refusal: None, stays });
+                }
+                ServerMessage::Refused { request_id, refusal } if request_id == id => {
+                    return Ok(Asked { refusal: Some(refusal), stays });
+                }
+                _ => {}
             }
         }
     }

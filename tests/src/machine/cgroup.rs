@@ -1,15 +1,14 @@
 //! The cgroup that a machine takes for the root of all: one below our own, so that machines do not share theirs.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cgroups::{own_cgroup, remove};
 use crate::wait::BOUND;
-
-const PAUSE: Duration = Duration::from_millis(2);
 
 /// A cgroup of its own; when it is dropped its processes are killed, and it is removed.
 #[derive(Debug)]
@@ -39,18 +38,30 @@ impl Cgroup {
         let _ = fs::write(self.path.join("cgroup.kill"), "1");
     }
 
-    fn is_populated(&self) -> bool {
-        fs::read_to_string(self.path.join("cgroup.events")).is_ok_and(|events| events.contains("populated 1"))
+    /// Waits until nobody lives there, as the kernel tells it: a change of the file is an exceptional condition of it.
+    fn wait_until_empty(&self) -> io::Result<()> {
+        let mut events = File::open(self.path.join("cgroup.events"))?;
+        let mut text = String::new();
+        loop {
+            text.clear();
+            events.rewind()?;
+            events.read_to_string(&mut text)?;
+            if !text.contains("populated 1") {
+                return Ok(());
+            }
+            let mut waits = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            let longest = PollTimeout::try_from(BOUND).map_err(io::Error::other)?;
+            if poll(&mut waits, longest)? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
         self.kill();
-        let began = Instant::now();
-        while self.is_populated() && began.elapsed() < BOUND {
-            thread::sleep(PAUSE);
-        }
+        let _ = self.wait_until_empty();
         let _ = remove(&self.path);
     }
 }

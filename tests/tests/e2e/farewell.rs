@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-use broker_proto::{ClientMessage, Code, Preamble, ServerMessage};
-use broker_tests::{BOUND, Broker, Service, Session, Setup, trials, wait_until};
+use broker_proto::{Code, Preamble, ServerMessage};
+use broker_tests::{Asked, BOUND, Broker, Service, Session, Setup, trials, wait_until};
 use nix::sys::signal::Signal;
 
 use crate::library::{block_on, client};
@@ -174,9 +174,13 @@ fn ask_without_pause(socket: &Path, seen: &Seen) {
             continue;
         };
         while !seen.enough.load(Ordering::Relaxed) {
-            match ask(&mut session, seen) {
-                Ok(true) => {}
-                Ok(false) => break,
+            match session.try_ask("x") {
+                Ok(Asked { stays, .. }) => {
+                    seen.answers.fetch_add(1, Ordering::Relaxed);
+                    if !stays {
+                        break;
+                    }
+                }
                 Err(error) => {
                     seen.failed(&error);
                     break;
@@ -184,27 +188,6 @@ fn ask_without_pause(socket: &Path, seen: &Seen) {
             }
         }
     }
-}
-
-/// Says Hello and hears the answer; whether the broker stays.
-fn ask(session: &mut Session, seen: &Seen) -> io::Result<bool> {
-    let hello = session.hello_for("x");
-    let id = hello.request_id;
-    session.try_send(&ClientMessage::Hello(hello))?;
-    let mut stays = true;
-    loop {
-        match session.receive()? {
-            ServerMessage::GoAway { .. } => stays = false,
-            ServerMessage::Negotiated(negotiated) if negotiated.request_id == id => break,
-            ServerMessage::Refused { request_id, .. } if request_id == id => break,
-            _ => {}
-        }
-    }
-    seen.answers.fetch_add(1, Ordering::Relaxed);
-    if stays {
-        session.try_send(&ClientMessage::Release { request_id: id })?;
-    }
-    Ok(stays)
 }
 
 fn nobody_who_asks_without_pause_is_reset_by_a_broker_that_leaves() {

@@ -8,8 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use broker_client::{Client, ReconnectConfig, Request};
-use broker_proto::{ClientMessage, Code, ServerMessage};
-use broker_tests::{BOUND, Machine, Service, Session, trials, wait_until};
+use broker_proto::Code;
+use broker_tests::{Asked, BOUND, Machine, Service, Session, trials, wait_until};
 
 trials![twenty_restarts_under_load_cost_no_connection];
 
@@ -58,31 +58,6 @@ impl Seen {
     }
 }
 
-/// Says a Hello on that session. Whether it was answered, and whether the broker stays.
-fn ask(session: &mut Session, seen: &Seen) -> io::Result<(bool, bool)> {
-    let hello = session.hello_for("x");
-    let id = hello.request_id;
-    session.try_send(&ClientMessage::Hello(hello))?;
-    let mut stays = true;
-    loop {
-        match session.receive()? {
-            ServerMessage::GoAway { .. } => stays = false,
-            ServerMessage::Negotiated(negotiated) if negotiated.request_id == id => {
-                seen.answers.fetch_add(1, Ordering::Relaxed);
-                if stays {
-                    session.try_send(&ClientMessage::Release { request_id: id })?;
-                }
-                return Ok((true, stays));
-            }
-            ServerMessage::Refused { request_id, refusal } if request_id == id => {
-                assert_eq!(refusal.code, Code::ShuttingDown, "{refusal:?}");
-                return Ok((false, stays));
-            }
-            _ => {}
-        }
-    }
-}
-
 /// Goes on asking until that is enough, on new connections where they end. Every Hello is answered in the end: one that
 /// was not is said again on the next connection, before anything else.
 fn go_on(socket: &Path, seen: &Seen, is_brief: bool) {
@@ -98,9 +73,13 @@ fn go_on(socket: &Path, seen: &Seen, is_brief: bool) {
         };
         loop {
             owes = true;
-            match ask(&mut session, seen) {
-                Ok((is_answered, stays)) => {
-                    owes = !is_answered;
+            match session.try_ask("x") {
+                Ok(Asked { refusal, stays }) => {
+                    owes = refusal.is_some();
+                    match refusal {
+                        Some(refusal) => assert_eq!(refusal.code, Code::ShuttingDown, "{refusal:?}"),
+                        None => _ = seen.answers.fetch_add(1, Ordering::Relaxed),
+                    }
                     if is_brief || !stays || seen.is_enough() {
                         break;
                     }
