@@ -6,6 +6,7 @@ use broker_proto::{
     ClientMessage, Code, HIGHEST_VERSION, LOWEST_VERSION, MAGIC, Preamble, ServerMessage, encode_frame,
 };
 use broker_tests::{Broker, Service, Session, Setup, trials};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 trials![
@@ -17,6 +18,7 @@ trials![
     too_many_backends_are_refused_for_now,
     too_many_waiters_are_refused_for_now,
     a_drained_backend_refuses_new_clients_until_start,
+    a_client_that_is_refused_without_end_does_not_fill_the_log,
     names_and_requirements_that_are_none_are_malformed,
     a_protocol_from_the_future_is_answered_with_the_versions_that_there_are,
     where_no_broker_runs_the_error_says_how_to_start_one,
@@ -149,6 +151,23 @@ fn a_drained_backend_refuses_new_clients_until_start() {
     let _ = broker.ctl_json(&["resolve", "x"]).refused(75, "shutting_down");
     let _ = broker.ctl(&["start", "x"]).done();
     assert_eq!(broker.resolve("x")["state"], "ready");
+}
+
+fn a_client_that_is_refused_without_end_does_not_fill_the_log() {
+    let mut broker = Broker::start(&[&Service::fake("x", &[])]);
+    let _ = broker.resolve("x");
+    let _ = broker.ctl(&["drain", "x"]).done();
+    let mut session = broker.session();
+    let asked: Vec<_> = (0..500).map(|_| session.hello("x")).collect();
+    for id in asked {
+        let refusal = session.answer(id).expect_err("it is drained");
+        assert_eq!(refusal.code, Code::ShuttingDown, "each is answered");
+    }
+    broker.signal(Signal::SIGTERM);
+    assert!(broker.ended().success());
+    let told = broker.log().matches("refused: ").count();
+    assert!((1..500).contains(&told), "{told} lines of 500");
+    broker.may_leave_processes();
 }
 
 fn names_and_requirements_that_are_none_are_malformed() {

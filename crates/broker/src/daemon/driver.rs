@@ -30,6 +30,7 @@ use crate::core::backend::{Effect, Event, Memory, RETRY_HINT, Ticket};
 use crate::core::farewell::Farewell;
 use crate::core::heartbeat::Heartbeat;
 use crate::core::idle_exit::IdleExit;
+use crate::core::quota::Quota;
 use crate::core::registry::{BackendId, BackendKey, Registry};
 use crate::core::{Timestamp, millis_up};
 use crate::journal::Journal;
@@ -116,6 +117,8 @@ pub(super) struct Driver {
     pub(super) over: Rc<Notify>,
     /// Told at every launch.
     pub(super) launched_one: Rc<Notify>,
+    /// How many refusals the log was told of lately.
+    pub(super) refusals_told: Quota,
     pub(super) next_number: u64,
     /// The newest reading of the service files that was taken over.
     pub(super) newest_load: u64,
@@ -204,6 +207,7 @@ impl Driver {
                 shuts_door: Rc::new(Notify::new()),
                 over: Rc::new(Notify::new()),
                 launched_one: Rc::new(Notify::new()),
+                refusals_told: Quota::default(),
                 next_number: 1,
                 newest_load: 0,
                 queue: VecDeque::new(),
@@ -216,6 +220,16 @@ impl Driver {
         let number = self.next_number;
         self.next_number += 1;
         number
+    }
+
+    /// Whether the log is told of one more refusal, and it is told how many were kept from it: clients can have any
+    /// number of them.
+    pub(super) fn tells_refusal(&mut self) -> bool {
+        let withheld = self.refusals_told.take(now());
+        if let Some(withheld @ 1..) = withheld {
+            tracing::info!(withheld, "so many refusals are not told here");
+        }
+        withheld.is_some()
     }
 
     /// Hands an event to a machine, performs what follows, and sets the timer anew.

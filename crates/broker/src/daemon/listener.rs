@@ -56,7 +56,10 @@ fn begin(driver: &Shared, stream: UnixStream) {
             spawn_local(serve(Rc::clone(driver), session, patience));
         }
         Err(refusal) => {
-            tracing::warn!(pid, "turned away: {}", refusal.reason);
+            if borrowed.tells_refusal() {
+                tracing::warn!(pid, "turned away: {}", refusal.reason);
+            }
+            drop(borrowed);
             turn_away(&session, *refusal);
         }
     }

@@ -322,7 +322,9 @@ impl Driver {
 
     pub(super) fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
         let Some(asked) = self.asked.get(&ticket).copied() else { return };
-        if let Some((key, _)) = self.registry.get(asked.backend) {
+        if self.tells_refusal()
+            && let Some((key, _)) = self.registry.get(asked.backend)
+        {
             tracing::info!(backend = %key, code = %refusal.code, "refused: {}", refusal.reason);
         }
         if let Kind::Part(_) = asked.kind {

@@ -307,12 +307,14 @@ fn take_preamble(driver: &Shared, session: &Session, input: &mut Reassembler, st
         *stage = Stage::UnreadableMessage;
         return Ok(true);
     }
-    tracing::info!(
-        session = session.id.0,
-        "a client speaks versions {} to {} of the protocol, this broker {LOWEST_VERSION} to {HIGHEST_VERSION}",
-        preamble.lowest,
-        preamble.highest
-    );
+    if driver.borrow_mut().tells_refusal() {
+        tracing::info!(
+            session = session.id.0,
+            "a client speaks versions {} to {} of the protocol, this broker {LOWEST_VERSION} to {HIGHEST_VERSION}",
+            preamble.lowest,
+            preamble.highest
+        );
+    }
     session.flush();
     Err(End)
 }
