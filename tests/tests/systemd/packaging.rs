@@ -19,6 +19,9 @@ trials![
 /// Where the package lies in a machine.
 const PACKAGE: &str = "/var/cache/broker.deb";
 
+/// The version that is installed first, and the one it is upgraded to.
+const VERSIONS: [&str; 2] = ["0.1.0-1", "0.1.0-2"];
+
 /// Why these trials cannot run here, if so.
 pub(crate) fn hindrance() -> Option<String> {
     if find_program("cargo-deb").is_none() {
@@ -30,10 +33,10 @@ pub(crate) fn hindrance() -> Option<String> {
     }
 }
 
-/// The package, made once for all trials.
-fn package() -> &'static [u8] {
-    static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    PACKAGE.get_or_init(|| {
+/// The package in both versions, made once for all trials.
+fn packages() -> &'static [Vec<u8>; 2] {
+    static PACKAGES: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+    PACKAGES.get_or_init(|| {
         // As if these programs were a release: what they were built as makes no difference here.
         let folder = tempfile::tempdir().expect("a temporary folder");
         let release = folder.path().join("release");
@@ -41,14 +44,22 @@ fn package() -> &'static [u8] {
         for program in ["brokerd", "brokerctl"] {
             symlink(sibling(program), release.join(program)).expect("a new folder is empty");
         }
-        let mut command = Command::new(find_program("cargo-deb").expect("found before"));
-        command.args(["--no-build", "--fast", "--quiet", "--manifest-path"]);
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/broker/Cargo.toml"));
-        command.arg("--output").arg(folder.path().join("broker.deb"));
-        command.env("CARGO_TARGET_DIR", folder.path()).env("CARGO_NET_OFFLINE", "true").stdin(Stdio::null());
-        let _ = Running::start(&mut command).finish().done();
-        fs::read(folder.path().join("broker.deb")).expect("it was made")
+        VERSIONS.map(|version| {
+            let mut command = Command::new(find_program("cargo-deb").expect("found before"));
+            command.args(["--no-build", "--fast", "--quiet", "--deb-version", version, "--manifest-path"]);
+            command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/broker/Cargo.toml"));
+            command.arg("--output").arg(folder.path().join("broker.deb"));
+            command.env("CARGO_TARGET_DIR", folder.path()).env("CARGO_NET_OFFLINE", "true").stdin(Stdio::null());
+            let _ = Running::start(&mut command).finish().done();
+            fs::read(folder.path().join("broker.deb")).expect("it was made")
+        })
     })
+}
+
+/// Installs the package in a version, as the machine's first or as an upgrade.
+fn install(machine: &Machine, package: &[u8]) {
+    machine.write(PACKAGE, package);
+    let _ = dpkg(machine, &["--install", PACKAGE]);
 }
 
 fn dpkg(machine: &Machine, arguments: &[&str]) -> Output {
@@ -58,8 +69,7 @@ fn dpkg(machine: &Machine, arguments: &[&str]) -> Output {
 /// A machine on which the package was installed.
 fn installed() -> Machine {
     let machine = Machine::bare();
-    machine.write(PACKAGE, package());
-    let _ = dpkg(&machine, &["--install", PACKAGE]);
+    install(&machine, &packages()[0]);
     for unit in ["brokerd.socket", "brokerd.service"] {
         assert_eq!(machine.property(unit, "ActiveState"), "active", "{unit}");
         assert_eq!(machine.property(unit, "UnitFileState"), "enabled", "{unit}");
@@ -77,8 +87,9 @@ fn an_upgrade_replaces_the_broker_under_a_running_backend() {
     let backend = machine.resolve("x");
     let pids = || ["brokerd.service", "brokerd-backends.service"].map(|unit| machine.main_pid(unit));
     let [broker, keeper] = pids();
-    // For dpkg one more time is an upgrade like any other.
-    let _ = dpkg(&machine, &["--install", PACKAGE]);
+    install(&machine, &packages()[1]);
+    let version = machine.run(&["dpkg-query", "--show", "--showformat=${Version}", "broker"]).done().stdout;
+    assert_eq!(version, VERSIONS[1]);
     let [new_broker, same_keeper] = pids();
     assert!(new_broker != broker && new_broker != 0, "the new broker runs");
     assert_eq!(same_keeper, keeper, "the place of the backends is not touched");
@@ -86,7 +97,7 @@ fn an_upgrade_replaces_the_broker_under_a_running_backend() {
     assert_eq!((&after["pid"], &after["generation"]), (&backend["pid"], &backend["generation"]));
 
     machine.systemctl(&["disable", "--now", "brokerd.socket", "brokerd.service"]);
-    let _ = dpkg(&machine, &["--install", PACKAGE]);
+    install(&machine, &packages()[1]);
     assert_eq!(machine.property("brokerd.service", "ActiveState"), "inactive", "what is off stays off");
     assert_eq!(machine.property("brokerd.service", "UnitFileState"), "disabled");
 }
@@ -106,7 +117,7 @@ fn a_removal_keeps_what_a_purge_forgets() {
 
 fn the_package_has_what_the_install_command_installs() {
     let machine = Machine::bare();
-    machine.write(PACKAGE, package());
+    machine.write(PACKAGE, &packages()[0]);
     let listed = machine.run(&["dpkg-deb", "--contents", PACKAGE]).done().stdout;
     let packaged = |path: &str| listed.lines().any(|line| line.ends_with(&format!(" ./usr/{path}")));
     // Debian has a place of its own for completions of zsh, and for the licence.
