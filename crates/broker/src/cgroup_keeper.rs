@@ -71,7 +71,15 @@ fn keep() -> Result<(), KeeperError> {
     blocked.add(Signal::SIGHUP);
     // From here on they are read and not suffered. Blocking valid signals of one's own cannot fail.
     let _ = blocked.thread_block();
-    let unit = hierarchy::own()?;
+    let unit = match hierarchy::own() {
+        Ok(unit) => unit,
+        // A machine without cgroup2: the broker, which asks for this unit, makes do with process groups there.
+        Err(error) if std::env::var_os("NOTIFY_SOCKET").is_some() => {
+            anstream::eprintln!("brokerd: warning: there is no cgroup to keep: {error}");
+            return keep_until(&end, &format!("Keeping nothing: {error}"));
+        }
+        Err(error) => return Err(error.into()),
+    };
     if !is_delegated(&unit) {
         return Err(KeeperError::NotDelegated(unit));
     }
@@ -92,7 +100,12 @@ fn keep() -> Result<(), KeeperError> {
         true => "Keeping the cgroup of the backends; no limits can be enforced here".to_owned(),
         false => format!("Keeping the cgroup of the backends; limits: {}", enabled.join(", ")),
     };
-    if let Err(error) = sd_notify::notify(&[NotifyState::Status(&status), NotifyState::Ready]) {
+    keep_until(&end, &status)
+}
+
+/// Says that all is in place, and waits for the end.
+fn keep_until(end: &SigSet, status: &str) -> Result<(), KeeperError> {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Status(status), NotifyState::Ready]) {
         anstream::eprintln!("brokerd: warning: cannot notify the service manager: {error}");
     }
     // An interruption by a signal of another kind is no end.

@@ -14,6 +14,8 @@ trials![
     a_durable_process_runs_through_a_restart_of_the_broker,
     a_durable_process_whose_unit_is_stopped_is_run_again,
     a_broker_without_a_unit_for_its_backends_says_so,
+    without_cgroups_a_restart_ends_backends_unless_the_unit_keeps_them,
+    the_units_start_on_a_machine_without_cgroup2,
     a_limit_without_its_controller_is_said_not_to_hold,
 ];
 
@@ -184,6 +186,45 @@ fn a_broker_without_a_unit_for_its_backends_says_so() {
     let cgroups = &machine.status()["broker"]["cgroups"];
     assert_eq!((&cgroups["place"], cgroups["why_not"].as_str()), (&Value::Null, Some(why)));
     assert_eq!(machine.journal("lone.service").matches(why).count(), 1);
+}
+
+fn without_cgroups_a_restart_ends_backends_unless_the_unit_keeps_them() {
+    let machine = Machine::boot();
+    machine.service(&Service::fake("x", &[]));
+    machine.write("/etc/broker/broker.toml", "cgroups = \"off\"\n");
+    machine.systemctl(&["start", BROKER]);
+    let pid = pid_of(&machine.resolve("x"));
+    let why = "unless the unit has `KillMode=process`";
+    let said = [machine.journal(BROKER), machine.ctl(&["status"]).done().stderr];
+    assert!(said.iter().all(|said| said.contains(why)), "{said:?}");
+    machine.systemctl(&["restart", BROKER]);
+    assert!(!machine.process_exists(pid), "the service manager ends all that is in the unit");
+
+    machine.write("/run/systemd/system/brokerd.service.d/keep.conf", "[Service]\nKillMode=process\n");
+    machine.systemctl(&["daemon-reload"]);
+    let before = machine.resolve("x");
+    machine.systemctl(&["restart", BROKER]);
+    let after = machine.resolve("x");
+    assert_eq!((&after["pid"], &after["generation"]), (&before["pid"], &before["generation"]));
+    let _ = machine.ctl(&["stop", "x"]).done();
+    assert!(!machine.process_exists(pid_of(&after)));
+}
+
+fn the_units_start_on_a_machine_without_cgroup2() {
+    let machine = Machine::boot();
+    machine.service(&Service::fake("x", &[]));
+    // What both programs see is a machine of v1 alone.
+    for (unit, command) in [(BROKER, "/usr/bin/brokerd"), (BACKENDS, "/usr/bin/brokerd --keep-cgroup")] {
+        let unmounted = format!("unshare --mount sh -c 'umount --lazy /sys/fs/cgroup && exec {command}'");
+        let without = format!("[Service]\nExecStart=\nExecStart=+{unmounted}\n");
+        machine.write(&format!("/run/systemd/system/{unit}.d/without.conf"), without);
+    }
+    machine.systemctl(&["daemon-reload"]);
+    machine.systemctl(&["start", BROKER]);
+    assert_eq!(machine.property(BACKENDS, "StatusText"), "Keeping nothing: cgroup2 is not mounted");
+    let _ = machine.resolve("x");
+    let why = machine.status()["broker"]["cgroups"]["why_not"].clone();
+    assert!(why.as_str().is_some_and(|why| why.starts_with("cgroup2 is not mounted; ")), "{why}");
 }
 
 fn a_limit_without_its_controller_is_said_not_to_hold() {

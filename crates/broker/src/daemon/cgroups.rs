@@ -20,6 +20,10 @@ use crate::process::start::StartFacts;
 /// How long what an earlier broker left may take to end once it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What follows where a service manager runs a broker that makes no cgroups.
+const LIVES_WITH_THE_BROKER: &str = "what is started lives in the broker's own cgroup, and the service manager ends it \
+                                     with the broker, unless the unit has `KillMode=process`";
+
 /// The cgroups of this broker, as each thread holds them.
 #[derive(Debug, Clone)]
 pub(super) struct Cgroups(Arc<Mutex<Inner>>);
@@ -35,6 +39,8 @@ pub(super) struct Made {
 #[derive(Debug)]
 struct Inner {
     wanted: config::Cgroups,
+    /// Whether a service manager started this broker.
+    is_managed: bool,
     /// Tells brokers of the same cgroup apart.
     key: u64,
     /// Where they are made, or why nowhere.
@@ -45,9 +51,9 @@ struct Inner {
 
 impl Cgroups {
     /// Looks for a place, before anything is started there.
-    pub(super) fn new(wanted: config::Cgroups, state: &Path) -> Self {
+    pub(super) fn new(wanted: config::Cgroups, state: &Path, is_managed: bool) -> Self {
         let key = fnv1a(state.as_os_str().as_encoded_bytes());
-        let mut inner = Inner { wanted, key, place: Err(String::new()), said: String::new() };
+        let mut inner = Inner { wanted, is_managed, key, place: Err(String::new()), said: String::new() };
         inner.find();
         let cgroups = Self(Arc::new(Mutex::new(inner)));
         // Those of durable processes that have ended. Where something lives, whoever looks at that process decides.
@@ -155,11 +161,15 @@ impl Inner {
             config::Cgroups::Auto => Place::find(self.key),
             config::Cgroups::Off => Err(NoPlace::Off),
         };
+        let is_lost_at_a_restart = self.is_managed && matches!(found, Err(NoPlace::Off | NoPlace::Absent(_)));
         // Elsewhere it is as it is on that machine; this is for whoever set up the unit.
-        let is_to_be_mended = matches!(found, Err(NoPlace::NoUnit { .. }));
-        let found = found.map_err(|error| match std::error::Error::source(&error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
+        let is_to_be_mended = is_lost_at_a_restart || matches!(found, Err(NoPlace::NoUnit { .. }));
+        let found = found.map_err(|error| {
+            let reason = match std::error::Error::source(&error) {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            };
+            if is_lost_at_a_restart { format!("{reason}; {LIVES_WITH_THE_BROKER}") } else { reason }
         });
         let before = std::mem::replace(&mut self.place, found);
         match &self.place {

@@ -39,6 +39,11 @@ impl Manager {
         Self { notices: is_there.then(|| Notices::new(now(), watchdog)), ..Self::default() }
     }
 
+    /// Whether a service manager started this process, and wants to be told.
+    pub(super) fn is_there(&self) -> bool {
+        self.notices.is_some()
+    }
+
     /// Something changed of what the status tells.
     pub(super) fn changed(&mut self) {
         if let Some(notices) = &mut self.notices {

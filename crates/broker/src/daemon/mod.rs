@@ -234,7 +234,7 @@ async fn serve(
     let watches = Watches::new().map_err(system("watch folders"))?;
     let appearances = watches.readiness();
     let (socket, services) = (config.socket.clone(), catalog.services.len());
-    let cgroups = Cgroups::new(config.cgroups, &config.state_dir);
+    let cgroups = Cgroups::new(config.cgroups, &config.state_dir, manager.is_there());
     let processes = Processes::new(&config, nofile_soft, cgroups.clone(), reports.clone())?;
     let driver = Driver::new(Parts {
         config,
