@@ -4,7 +4,8 @@ use broker_proto::HEARTBEAT_INTERVAL;
 
 use super::Timestamp;
 
-/// The one beat of all sessions. It rests while there is none.
+/// The one beat of all sessions. It goes on for one interval after the last of them, so that sessions which come and go
+/// do not set a timer each.
 #[derive(Debug, Default)]
 pub(crate) struct Heartbeat {
     next: Option<Timestamp>,
@@ -16,24 +17,20 @@ impl Heartbeat {
         self.next.get_or_insert(now + HEARTBEAT_INTERVAL);
     }
 
-    /// There is no session any more.
-    pub(crate) fn rest(&mut self) {
-        self.next = None;
-    }
-
     /// When to look at [`Self::take_due`].
     #[must_use]
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         self.next
     }
 
-    /// Whether to beat now. However late it is, that is one beat, and the next one comes a whole interval later.
-    pub(crate) fn take_due(&mut self, now: Timestamp) -> bool {
+    /// Whether to beat now. However late it is, that is one beat, and the next one comes a whole interval later; none comes
+    /// if there is no session.
+    pub(crate) fn take_due(&mut self, now: Timestamp, has_sessions: bool) -> bool {
         let is_due = self.next.is_some_and(|next| next <= now);
         if is_due {
-            self.next = Some(now + HEARTBEAT_INTERVAL);
+            self.next = has_sessions.then(|| now + HEARTBEAT_INTERVAL);
         }
-        is_due
+        is_due && has_sessions
     }
 }
 
@@ -51,12 +48,17 @@ mod tests {
     }
 
     #[test]
-    fn without_a_session_nothing_is_due_and_nobody_is_woken() {
+    fn before_a_session_nothing_is_due_and_nobody_is_woken() {
         let mut heartbeat = Heartbeat::default();
-        assert_eq!((heartbeat.next_deadline(), heartbeat.take_due(at(1000))), (None, false));
+        assert_eq!((heartbeat.next_deadline(), heartbeat.take_due(at(1000), false)), (None, false));
+    }
+
+    #[test]
+    fn after_the_last_session_it_wakes_once_and_says_nothing() {
+        let mut heartbeat = Heartbeat::default();
         heartbeat.begin(BEGAN);
-        heartbeat.rest();
-        assert_eq!((heartbeat.next_deadline(), heartbeat.take_due(at(1000))), (None, false));
+        assert!(!heartbeat.take_due(at(1), false));
+        assert_eq!(heartbeat.next_deadline(), None);
     }
 
     #[test]
@@ -65,9 +67,9 @@ mod tests {
         heartbeat.begin(BEGAN);
         heartbeat.begin(BEGAN + HEARTBEAT_INTERVAL / 2);
         assert_eq!(heartbeat.next_deadline(), Some(at(1)));
-        assert!(!heartbeat.take_due(BEGAN + HEARTBEAT_INTERVAL / 2));
-        assert!(heartbeat.take_due(at(1)));
-        assert!(!heartbeat.take_due(at(1)), "once");
+        assert!(!heartbeat.take_due(BEGAN + HEARTBEAT_INTERVAL / 2, true));
+        assert!(heartbeat.take_due(at(1), true));
+        assert!(!heartbeat.take_due(at(1), true), "once");
         assert_eq!(heartbeat.next_deadline(), Some(at(2)));
     }
 
@@ -76,8 +78,8 @@ mod tests {
         let mut heartbeat = Heartbeat::default();
         heartbeat.begin(BEGAN);
         let late = at(100) + Duration::from_millis(1);
-        assert!(heartbeat.take_due(late));
-        assert!(!heartbeat.take_due(late));
+        assert!(heartbeat.take_due(late, true));
+        assert!(!heartbeat.take_due(late, true));
         assert_eq!(heartbeat.next_deadline(), Some(late + HEARTBEAT_INTERVAL));
     }
 
@@ -85,7 +87,7 @@ mod tests {
     fn a_session_after_a_rest_sets_a_new_beat() {
         let mut heartbeat = Heartbeat::default();
         heartbeat.begin(BEGAN);
-        heartbeat.rest();
+        assert!(!heartbeat.take_due(at(1), false));
         heartbeat.begin(at(10));
         assert_eq!(heartbeat.next_deadline(), Some(at(11)));
     }

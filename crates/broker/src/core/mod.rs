@@ -12,6 +12,7 @@ pub(crate) mod idle_exit;
 pub(crate) mod lease;
 pub(crate) mod limits;
 pub(crate) mod notices;
+pub(crate) mod patience;
 pub(crate) mod quota;
 pub(crate) mod readiness;
 pub(crate) mod recovery;

@@ -22,6 +22,7 @@ impl Driver {
         let all = [
             self.registry.next_deadline(),
             self.heartbeat.next_deadline(),
+            self.patience.next_deadline(),
             self.idle_exit.next_deadline(),
             self.manager.next_deadline(),
             self.farewell.next_deadline(),
@@ -35,8 +36,11 @@ impl Driver {
         for id in self.registry.due(now()) {
             self.dispatch(id, Event::Tick);
         }
-        if self.heartbeat.take_due(now()) {
+        if self.heartbeat.take_due(now(), !self.sessions.is_empty()) {
             self.beat();
+        }
+        if self.patience.take_due(now()) {
+            self.look_at_sessions();
         }
         if self.idle_exit.take_due(now()) && self.leaving.is_none() {
             if self.is_used() {
@@ -59,6 +63,18 @@ impl Driver {
                 yield_now().await;
             }
         });
+    }
+
+    /// Has the sessions looked at that have begun to say something and not ended it in time.
+    fn look_at_sessions(&mut self) {
+        let now = now();
+        for connected in self.sessions.values() {
+            match connected.session.due.get() {
+                Some(due) if due <= now => connected.session.look_at_due(),
+                Some(due) => _ = self.patience.expect(due),
+                None => {}
+            }
+        }
     }
 
     /// Ends a broker that nobody uses. A client that comes this very moment is told to come back.

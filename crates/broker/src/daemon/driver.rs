@@ -8,7 +8,6 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 
 use broker_proto::{Code, Delivery, Reconnect, Refusal, RequestId, ServerMessage};
-use interprocess::os::unix::uds_local_socket::tokio::Listener;
 use tokio::sync::{Notify, mpsc};
 
 use super::admin::Batch;
@@ -18,6 +17,7 @@ use super::events::Events;
 use super::fd_store::FdStore;
 use super::hosted::Hosted;
 use super::ledger::Here;
+use super::listener::Door;
 use super::mains::Mains;
 use super::manager::Manager;
 use super::places::Places;
@@ -30,6 +30,7 @@ use crate::core::backend::{Effect, Event, Memory, RETRY_HINT, Ticket};
 use crate::core::farewell::Farewell;
 use crate::core::heartbeat::Heartbeat;
 use crate::core::idle_exit::IdleExit;
+use crate::core::patience::Patience;
 use crate::core::quota::Quota;
 use crate::core::registry::{BackendId, BackendKey, Registry};
 use crate::core::{Timestamp, millis_up};
@@ -91,9 +92,10 @@ pub(super) struct Driver {
     pub(super) pool: SpawnPool,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) timer: Rc<Timer>,
-    pub(super) listeners: Vec<Rc<Listener>>,
+    pub(super) listeners: Vec<Rc<Door>>,
     pub(super) manager: Manager,
     pub(super) heartbeat: Heartbeat,
+    pub(super) patience: Patience,
     pub(super) idle_exit: IdleExit,
     pub(super) began: Timestamp,
     /// Set once the broker is on its way out.
@@ -151,7 +153,7 @@ pub(super) struct Parts {
     pub(super) catalog: Catalog,
     pub(super) watches: Watches,
     pub(super) timer: Rc<Timer>,
-    pub(super) listeners: Vec<Rc<Listener>>,
+    pub(super) listeners: Vec<Rc<Door>>,
     pub(super) manager: Manager,
     pub(super) processes: Processes,
     pub(super) reports: mpsc::Sender<Report>,
@@ -194,6 +196,7 @@ impl Driver {
                 listeners,
                 manager,
                 heartbeat: Heartbeat::default(),
+                patience: Patience::default(),
                 idle_exit,
                 began,
                 leaving: None,
@@ -271,12 +274,22 @@ impl Driver {
         let connected = Connected { session: Rc::clone(session), tickets: HashMap::new() };
         self.sessions.insert(session.id, connected);
         self.heartbeat.begin(now());
+        self.expect_message(session);
         self.idle_exit.session_began();
         self.manager.changed();
         self.arm();
         // Nor may one who comes very late keep it.
         self.leave_if_empty();
         Ok(())
+    }
+
+    /// A peer has begun to say something, and so much time for the rest.
+    pub(super) fn expect_message(&mut self, session: &Session) {
+        let due = now() + self.config.limits.first_message_timeout;
+        session.due.set(Some(due));
+        if self.patience.expect(due) {
+            self.arm();
+        }
     }
 
     /// A session's peer may be sent messages from now on.
@@ -300,7 +313,6 @@ impl Driver {
         }
         self.drop_batches_of(id);
         if self.sessions.is_empty() {
-            self.heartbeat.rest();
             self.idle_exit.last_session_ended(now());
         }
         self.manager.changed();

@@ -7,6 +7,7 @@ mod admin;
 mod args;
 mod cgroups;
 mod clock;
+mod connection;
 mod deadlines;
 mod demand;
 mod detach;

@@ -4,13 +4,12 @@
 //! that does not read loses its session when too much is kept, and nothing else does.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use broker_proto::{ServerMessage, encode_frame};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
+
+use super::connection::Connection;
 
 /// The most that is kept for a peer that does not read, in bytes: 4 MiB, four of the longest frames.
 const KEPT_MAX: usize = 4 << 20;
@@ -42,10 +41,10 @@ pub(super) enum Unsent {
 }
 
 /// Whether the kernel keeps bytes of ours that the peer has not read.
-pub(super) fn has_unread(stream: &UnixStream) -> bool {
+pub(super) fn has_unread(connection: &Connection) -> bool {
     let mut kept: libc::c_int = 0;
     // SAFETY: an open socket; the kernel writes one integer. The request is SIOCOUTQ's other name.
-    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut kept) };
+    let result = unsafe { libc::ioctl(connection.as_raw_fd(), libc::TIOCOUTQ, &raw mut kept) };
     result == 0 && kept > 0
 }
 
@@ -97,19 +96,10 @@ impl Outbox {
     ///
     /// # Errors
     /// The connection is lost. A socket that takes no more for now is no error.
-    pub(super) fn flush(&mut self, stream: &UnixStream) -> io::Result<()> {
+    pub(super) fn flush(&mut self, connection: &Connection) -> io::Result<()> {
         while let Some(chunk) = self.chunks.front_mut() {
             let rest = &chunk.bytes[chunk.sent..];
-            let sent = match &chunk.descriptor {
-                None => stream.try_write(rest),
-                Some(descriptor) => stream.try_io(Interest::WRITABLE, || {
-                    let descriptors = [descriptor.as_raw_fd()];
-                    let rights = [ControlMessage::ScmRights(&descriptors)];
-                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                    let parts = [IoSlice::new(rest)];
-                    sendmsg::<()>(stream.as_raw_fd(), &parts, &rights, flags, None).map_err(io::Error::from)
-                }),
-            };
+            let sent = connection.write(rest, chunk.descriptor.as_ref());
             match sent {
                 Ok(count) => {
                     self.kept -= count;

@@ -12,11 +12,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
-use interprocess::os::unix::uds_local_socket::tokio::Listener;
+use interprocess::os::unix::uds_local_socket::Listener;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
 
 use super::inherited::Listening;
+use super::listener::Door;
 use super::places::{Places, make_private};
 use crate::process::identity::stat;
 
@@ -61,7 +62,7 @@ impl Ownership {
         places: &Places,
         group: Option<u32>,
         passed: Vec<Listening>,
-    ) -> Result<(Self, Vec<Rc<Listener>>), OwnershipError> {
+    ) -> Result<(Self, Vec<Rc<Door>>), OwnershipError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| OwnershipError::Io { what, path, source }
@@ -80,18 +81,18 @@ impl Ownership {
         if !passed.is_empty() {
             // Who may come, and when the files go, the service manager was told.
             let serve = |Listening { path, socket }: Listening| {
-                Listener::try_from(socket).map(Rc::new).map_err(failed("serve the inherited socket", &path))
+                Door::new(Listener::from(socket)).map(Rc::new).map_err(failed("serve the inherited socket", &path))
             };
             return Ok((ownership(None), passed.into_iter().map(serve).collect::<Result<_, _>>()?));
         }
 
         remove_stale(socket)?;
         let name = socket.to_fs_name::<GenericFilePath>().map_err(failed("name", socket))?;
-        let listener = ListenerOptions::new().name(name).reclaim_name(false).create_tokio_as::<Listener>();
-        let listener = listener.map_err(failed("listen on", socket))?;
+        let listener = ListenerOptions::new().name(name).reclaim_name(false).create_sync_as::<Listener>();
+        let door = listener.and_then(Door::new).map_err(failed("listen on", socket))?;
         // Who may come as far as this file is the folder's affair; who may have what is decided by the peer's credentials.
         fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).map_err(failed("set the mode of", socket))?;
-        Ok((ownership(Some(socket.to_owned())), vec![Rc::new(listener)]))
+        Ok((ownership(Some(socket.to_owned())), vec![Rc::new(door)]))
     }
 
     /// Takes the file of its own socket away, while the lock is still held. What the service manager listens on stays, and
@@ -178,7 +179,9 @@ fn remove_stale(socket: &Path) -> Result<(), OwnershipError> {
     }
     match UnixStream::connect(socket) {
         Ok(stream) => {
-            let pid = super::peer::of(&stream).map(|(_, pid)| format!(" (pid {pid})")).unwrap_or_default();
+            let pid = super::peer::of(&stream, nix::unistd::getuid().as_raw())
+                .map(|(_, pid)| format!(" (pid {pid})"))
+                .unwrap_or_default();
             Err(OwnershipError::Taken { path: socket.to_owned(), who: pid, option: "--socket" })
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {

@@ -7,17 +7,21 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
-use crate::core::admission::Peer;
+use crate::core::admission::{Peer, is_owner};
 
 /// The groups that are read of a peer. The kernel's own limit is 65,536 (`NGROUPS_MAX`).
 const GROUPS_MAX: usize = 65_536;
 
-/// Reads a peer's user and groups, and its process at the time it connected.
-pub(super) fn of(socket: &impl AsFd) -> io::Result<(Peer, i32)> {
+/// Reads a peer's user and groups, and its process at the time it connected. Groups are read where they decide anything:
+/// root and the broker's own user need none.
+pub(super) fn of(socket: &impl AsFd, broker_uid: u32) -> io::Result<(Peer, i32)> {
     let credentials = getsockopt(socket, PeerCredentials)?;
-    let mut gids = supplementary_groups(socket)?;
-    gids.push(credentials.gid());
-    Ok((Peer { uid: credentials.uid(), gids }, credentials.pid()))
+    let mut peer = Peer { uid: credentials.uid(), gids: Vec::new() };
+    if !is_owner(&peer, broker_uid) {
+        peer.gids = supplementary_groups(socket)?;
+        peer.gids.push(credentials.gid());
+    }
+    Ok((peer, credentials.pid()))
 }
 
 /// `SO_PEERGROUPS` (Linux 4.13).
@@ -53,11 +57,19 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn a_peer_is_known_with_its_groups() {
+    fn a_peer_is_known() {
         let (ours, _theirs) = UnixStream::pair().expect("a pair");
-        let (peer, pid) = super::of(&ours).expect("known");
-        assert_eq!(peer.uid, nix::unistd::getuid().as_raw());
-        assert!(peer.gids.contains(&nix::unistd::getgid().as_raw()));
-        assert_eq!(pid, std::process::id().cast_signed());
+        let uid = nix::unistd::getuid().as_raw();
+        let (peer, pid) = super::of(&ours, uid).expect("known");
+        assert_eq!((peer.uid, pid), (uid, std::process::id().cast_signed()));
+        assert!(peer.gids.is_empty(), "nothing depends on them");
+    }
+
+    #[test]
+    fn its_groups_are_those_of_the_process() {
+        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        let groups = nix::unistd::getgroups().expect("the groups of this process");
+        let groups: Vec<u32> = groups.into_iter().map(nix::unistd::Gid::as_raw).collect();
+        assert_eq!(super::supplementary_groups(&ours).expect("known"), groups);
     }
 }

@@ -3,26 +3,21 @@
 //! Owns the stream and its limits, and decides nothing about backends.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use broker_proto::{
     ClientMessage, Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Preamble,
     Reassembler, Refusal, ServerMessage, decode,
 };
-use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
+use super::clock::now;
+use super::connection::{Connection, RESTS_MAX};
 use super::driver::Shared;
 use super::outbox::{Outbox, Unsent, has_unread};
+use crate::core::Timestamp;
 use crate::core::admission::Peer;
-
-/// What is read of a peer that is cut off, in one go and in how many: more than the kernel keeps for it.
-const REST_BYTES: usize = 16 << 10;
-const RESTS_MAX: usize = 256;
 
 /// Names a session in the driver; never given out twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +30,7 @@ pub(super) struct Session {
     pub(super) peer: Peer,
     /// The process that connected.
     pub(super) pid: i32,
-    stream: UnixStream,
+    connection: Connection,
     outbox: RefCell<Outbox>,
     /// Answers are collected while input is worked off, and written together.
     corked: Cell<bool>,
@@ -52,6 +47,8 @@ pub(super) struct Session {
     is_corrected: Cell<bool>,
     /// Whole messages so far.
     messages: Cell<u64>,
+    /// By when the peer must have said what it has begun to say.
+    pub(super) due: Cell<Option<Timestamp>>,
     wake: Notify,
 }
 
@@ -69,12 +66,12 @@ enum Stage {
 struct End;
 
 impl Session {
-    pub(super) fn new(id: SessionId, stream: UnixStream, peer: Peer, pid: i32) -> Self {
+    pub(super) fn new(id: SessionId, connection: Connection, peer: Peer, pid: i32) -> Self {
         Self {
             id,
             peer,
             pid,
-            stream,
+            connection,
             outbox: RefCell::default(),
             corked: Cell::new(false),
             closing: Cell::new(false),
@@ -84,6 +81,7 @@ impl Session {
             greeted: Cell::new(false),
             is_corrected: Cell::new(false),
             messages: Cell::new(0),
+            due: Cell::new(None),
             wake: Notify::new(),
         }
     }
@@ -119,7 +117,7 @@ impl Session {
     /// Gives a sign of life to a peer that reads: what one that does not read has yet to read is sign enough, and would
     /// only grow.
     pub(super) fn beat(&self) {
-        let is_unread = || !self.outbox.borrow().is_empty() || has_unread(&self.stream);
+        let is_unread = || !self.outbox.borrow().is_empty() || has_unread(&self.connection);
         if self.greeted.get() && !self.closing.get() && !is_unread() {
             self.send(&ServerMessage::Heartbeat, None);
         }
@@ -146,16 +144,20 @@ impl Session {
     /// Says no more once what has arrived is answered: when the peer has read all of it, it sees the end of the stream.
     /// What it still says is read, so that it can close in peace.
     pub(super) fn hush(&self) {
-        self.is_to_hush.set(true);
+        self.is_to_hush.set(!self.is_hushed.get());
+        self.wake.notify_one();
+    }
+
+    /// Has its task look whether the peer's time is over.
+    pub(super) fn look_at_due(&self) {
         self.wake.notify_one();
     }
 
     fn flush(&self) {
         let mut outbox = self.outbox.borrow_mut();
-        match outbox.flush(&self.stream) {
+        match outbox.flush(&self.connection) {
             Ok(()) if outbox.is_empty() && self.is_hushed.get() => {
-                // One who has gone already needs no end.
-                let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Write);
+                self.connection.end_writing();
             }
             Ok(()) if outbox.is_empty() => {}
             Ok(()) => self.wake.notify_one(),
@@ -165,28 +167,17 @@ impl Session {
 }
 
 impl Drop for Session {
-    /// Closing over what the peer has said and nobody read would be a reset, to a peer which may not have read yet what
-    /// it was told. So it is kept from saying more, and the rest is read.
     fn drop(&mut self) {
-        if self.has_ended.get() || shutdown(self.stream.as_raw_fd(), Shutdown::Both).is_err() {
-            return;
-        }
-        let mut bytes = [0; REST_BYTES];
-        for _ in 0..RESTS_MAX {
-            match recv(self.stream.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-                Ok(count) if count > 0 => {}
-                Ok(_) | Err(_) => return,
-            }
+        if !self.has_ended.get() {
+            self.connection.discard();
         }
     }
 }
 
 /// Serves one connection until it ends.
-pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Duration) {
+pub(super) async fn serve(driver: Shared, session: Rc<Session>) {
     let mut input = Reassembler::default();
     let mut stage = Stage::Preamble;
-    // A message, once begun, must be whole by then; so must the first one, once connected.
-    let mut due = Some(Instant::now() + patience);
     while !session.closing.get() {
         // A peer that never pauses must not keep the thread to itself.
         tokio::task::coop::consume_budget().await;
@@ -197,69 +188,70 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>, patience: Durati
         }
         let writing = !session.outbox.borrow().is_empty();
         tokio::select! {
-            ready = session.stream.readable() => {
-                if ready.is_err() || read(&session, &mut input).is_err() {
-                    break;
+            // What is there already needs no wait, and was said in time.
+            biased;
+            read = session.connection.read(input.space()) => {
+                match read {
+                    Ok(Some(count)) if count > 0 => {}
+                    Ok(None) => continue,
+                    Ok(Some(_)) | Err(_) => {
+                        session.has_ended.set(true);
+                        break;
+                    }
                 }
                 if session.is_hushed.get() {
-                    (input, due) = (Reassembler::default(), None);
+                    input = Reassembler::default();
+                    session.due.set(None);
                     continue;
                 }
-                let before = session.messages.get();
-                if answer(&driver, &session, &mut input, &mut stage).is_err() {
+                if answer_in_time(&driver, &session, &mut input, &mut stage).is_err() {
                     break;
                 }
-                let waiting = stage != Stage::Accepted || input.is_midway();
-                let due_before = due.filter(|_| session.messages.get() == before);
-                due = if waiting { due_before.or_else(|| Some(Instant::now() + patience)) } else { None };
                 input.release_memory();
             }
-            ready = session.stream.writable(), if writing => {
-                if ready.is_err() {
-                    break;
-                }
-                session.flush();
-            }
             () = session.wake.notified() => {}
-            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                let reason = format!("no whole message within {} ms", patience.as_millis());
-                session.greet(HIGHEST_VERSION);
-                session.refuse(0, Refusal::new(Code::Malformed, reason));
-                break;
-            }
+            () = session.connection.has_room(), if writing => session.flush(),
+        }
+        if session.due.get().is_some_and(|due| due <= now()) {
+            let patience = driver.borrow().config.limits.first_message_timeout;
+            session.greet(HIGHEST_VERSION);
+            let reason = format!("no whole message within {} ms", patience.as_millis());
+            session.refuse(0, Refusal::new(Code::Malformed, reason));
+            break;
         }
     }
     // One that has just been let in, and is cut off.
     if session.is_to_hush.take() {
+        session.closing.set(false);
         hear_out(&driver, &session, &mut input, &mut stage);
     }
     driver.borrow_mut().session_ended(session.id);
 }
 
-/// Reads what there is. `Err` is the end of the stream.
-fn read(session: &Session, input: &mut Reassembler) -> Result<(), End> {
-    match session.stream.try_read_buf(input.space()) {
-        Ok(count) if count > 0 => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-        Ok(_) | Err(_) => {
-            session.has_ended.set(true);
-            Err(End)
-        }
-    }
-}
-
 /// Answers what has arrived by now, whether or not the runtime has seen it.
 fn hear_out(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) {
-    let mut bytes = [0; REST_BYTES];
     for _ in 0..RESTS_MAX {
-        match recv(session.stream.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-            Ok(count) if count > 0 => input.space().extend_from_slice(&bytes[..count]),
+        match session.connection.read_now(input.space()) {
+            Ok(Some(count)) if count > 0 => {}
             Ok(_) | Err(_) => return,
         }
         if answer(driver, session, input, stage).is_err() {
             return session.close();
         }
     }
+}
+
+/// Works off every whole message, and sees to the time that the peer has for the rest of one: a message, once begun, must
+/// be whole by then, and so must the first one, once connected.
+fn answer_in_time(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) -> Result<(), End> {
+    let before = session.messages.get();
+    answer(driver, session, input, stage)?;
+    if *stage == Stage::Accepted && !input.is_midway() {
+        session.due.set(None);
+    } else if session.messages.get() != before || session.due.get().is_none() {
+        driver.borrow_mut().expect_message(session);
+    }
+    Ok(())
 }
 
 /// Works off every whole message, and sends the answers together.

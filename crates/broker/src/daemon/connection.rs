@@ -1,0 +1,117 @@
+//! A session's socket: read when there is something, written at once, watched for room only while its peer does not read.
+//!
+//! A stream of the runtime's own is watched for room as well, always: then each answer wakes the broker a second time,
+//! when its peer takes it.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, recv, send, sendmsg, shutdown};
+use tokio::io::Interest;
+
+use super::watched::Watched;
+
+/// How long to wait where room cannot be watched for, since there are no descriptors left.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(10);
+
+/// What is read in one go, and how often of a peer that is cut off: more than the kernel keeps for it.
+const READ_BYTES: usize = 8 << 10;
+pub(super) const RESTS_MAX: usize = 512;
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Arc<OwnedFd>,
+    watched: Watched,
+}
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+        let socket = Arc::new(socket);
+        let watched = Watched::new(Arc::clone(&socket), Interest::READABLE)?;
+        Ok(Self { socket, watched })
+    }
+
+    /// Waits until something can be read, and appends it. None is that there was nothing after all, 0 bytes are the end.
+    pub(super) async fn read(&self, input: &mut Vec<u8>) -> io::Result<Option<usize>> {
+        let mut guard = self.watched.readable().await?;
+        let read = self.read_now(input);
+        // A short read took all there was. What comes later is announced anew.
+        if read.as_ref().is_ok_and(|read| read.is_none_or(|count| count < READ_BYTES)) {
+            guard.clear_ready();
+        }
+        read
+    }
+
+    /// The same for what is there now.
+    pub(super) fn read_now(&self, input: &mut Vec<u8>) -> io::Result<Option<usize>> {
+        let mut bytes = [0; READ_BYTES];
+        loop {
+            match recv(self.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Ok(count) => {
+                    input.extend_from_slice(&bytes[..count]);
+                    return Ok(Some(count));
+                }
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Writes what the socket takes now, and hands the descriptor over with the first byte of it.
+    ///
+    /// # Errors
+    /// `WouldBlock` is that it takes nothing for now.
+    pub(super) fn write(&self, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let sent = match descriptor {
+            None => send(self.as_raw_fd(), bytes, flags),
+            Some(descriptor) => {
+                let descriptors = [descriptor.as_raw_fd()];
+                let rights = [ControlMessage::ScmRights(&descriptors)];
+                sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(bytes)], &rights, flags, None)
+            }
+        };
+        sent.map_err(io::Error::from)
+    }
+
+    /// Waits until the socket may take more.
+    pub(super) async fn has_room(&self) {
+        // One registration is for one interest, and each wants a descriptor of its own.
+        let socket = self.socket.try_clone().map(Arc::new);
+        match socket.and_then(|socket| Watched::new(socket, Interest::WRITABLE)) {
+            // If it cannot be waited for, the next write says why.
+            Ok(watched) => drop(watched.writable().await),
+            Err(_) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
+        }
+    }
+
+    /// Lets the peer see the end of the stream. One that has gone already needs none.
+    pub(super) fn end_writing(&self) {
+        let _ = shutdown(self.as_raw_fd(), Shutdown::Write);
+    }
+
+    /// Closing over what the peer has said and nobody read would be a reset, to a peer which may not have read yet what
+    /// it was told. So it is kept from saying more, and the rest is read.
+    pub(super) fn discard(&self) {
+        if shutdown(self.as_raw_fd(), Shutdown::Both).is_err() {
+            return;
+        }
+        let mut bytes = [0; READ_BYTES];
+        for _ in 0..RESTS_MAX {
+            match recv(self.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Ok(count) if count > 0 => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
