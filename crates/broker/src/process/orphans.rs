@@ -95,17 +95,23 @@ mod tests {
         all
     }
 
-    // The launchers end as /bin/true, because a shell may reap its children at its end.
+    /// An orphan that ends once its launcher has: a shell may reap its children at any time, and /bin/true does not.
+    fn orphan(code: i32) -> (Start, Pid) {
+        let waits = "until test -e ${NOTIFY_SOCKET%/*}/go; do sleep 0.01; done";
+        let launcher = Start::sh(&format!("sh -c '{waits}; exit {code}' & echo $!; exec /bin/true"));
+        wait_for("the orphan's number", || launcher.log().ends_with('\n'));
+        assert!(wait_ended(launcher.spawned.pidfd.as_fd(), GENEROUS));
+        fs::write(launcher.folder().join("go"), "").unwrap();
+        let pid = Pid::from_raw(launcher.log().trim().parse().unwrap());
+        (launcher, pid)
+    }
 
     #[test]
     fn an_orphan_is_reaped_and_a_spawned_process_is_not() {
         as_broker(|| {
             let spawned = Start::sh("exit 3").spawned;
             assert!(wait_ended(spawned.pidfd.as_fd(), GENEROUS));
-            let launcher = Start::sh("sh -c 'exit 4' & echo $!; exec /bin/true");
-            wait_for("the orphan's number", || launcher.log().ends_with('\n'));
-            let orphan = Pid::from_raw(launcher.log().trim().parse().unwrap());
-            assert!(wait_ended(launcher.spawned.pidfd.as_fd(), GENEROUS));
+            let (launcher, orphan) = orphan(4);
             let found = reap_until(orphan, |_| false);
             assert_eq!(found, Orphans { reaped: vec![(orphan, Exit::Code(4))], pinned: vec![] });
             assert_eq!(reap(&launcher.spawned.pidfd).unwrap(), Some(Exit::Code(0)));
@@ -118,10 +124,7 @@ mod tests {
         as_broker(|| {
             let mut numbers = Vec::new();
             for code in [5, 6, 7] {
-                let launcher = Start::sh(&format!("sh -c 'exit {code}' & echo $!; exec /bin/true"));
-                wait_for("the orphan's number", || launcher.log().ends_with('\n'));
-                assert!(wait_ended(launcher.spawned.pidfd.as_fd(), GENEROUS));
-                let pid = Pid::from_raw(launcher.log().trim().parse().unwrap());
+                let (_launcher, pid) = orphan(code);
                 assert!(wait_ended(pidfd_open(pid).unwrap().as_fd(), GENEROUS));
                 numbers.push(pid);
             }
