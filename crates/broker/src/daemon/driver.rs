@@ -18,6 +18,7 @@ use super::fd_store::FdStore;
 use super::hosted::Hosted;
 use super::ledger::Here;
 use super::listener::Door;
+use super::mail::Mail;
 use super::mains::Mains;
 use super::manager::Manager;
 use super::places::Places;
@@ -84,7 +85,8 @@ pub(super) struct Driver {
     pub(super) journal: Journal,
     pub(super) here: Here,
     pub(super) fd_store: FdStore,
-    pub(super) sessions: HashMap<SessionId, Connected>,
+    pub(super) sessions: ById<SessionId, Connected>,
+    pub(super) mail: Rc<Mail>,
     pub(super) sessions_of_user: HashMap<u32, usize>,
     pub(super) watches: Watches,
     pub(super) processes: Processes,
@@ -185,7 +187,8 @@ impl Driver {
                 journal,
                 here,
                 fd_store,
-                sessions: HashMap::new(),
+                sessions: ById::default(),
+                mail: Rc::default(),
                 sessions_of_user: HashMap::new(),
                 watches,
                 processes,

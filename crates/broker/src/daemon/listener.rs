@@ -89,7 +89,7 @@ fn begin(driver: &Shared, socket: OwnedFd) {
     };
     let mut borrowed = driver.borrow_mut();
     let id = SessionId(borrowed.number());
-    let session = Rc::new(Session::new(id, connection, peer, pid));
+    let session = Session::new(id, connection, peer, pid, Rc::clone(&borrowed.mail));
     match borrowed.session_began(&session) {
         Ok(()) => {
             drop(borrowed);

@@ -24,6 +24,7 @@ mod ledger;
 mod listener;
 mod log;
 mod logs;
+mod mail;
 mod mains;
 mod manager;
 mod outbox;
@@ -260,7 +261,8 @@ async fn serve(
     for listener in listeners {
         tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener, is_own));
     }
-    tokio::task::spawn_local(trimming::trim_logs(Rc::clone(&driver)));
+    let mail = Rc::clone(&driver.borrow().mail);
+    tokio::task::spawn_local(async move { mail.deliver().await });
     tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
     driver.borrow_mut().tell_ready();
     driver.borrow().arm();

@@ -53,6 +53,11 @@ impl Outbox {
         self.chunks.is_empty()
     }
 
+    /// How much there is, in bytes.
+    pub(super) fn kept(&self) -> usize {
+        self.kept
+    }
+
     /// Appends raw bytes: the preamble.
     pub(super) fn push_bytes(&mut self, bytes: &[u8]) {
         self.kept += bytes.len();

@@ -1,56 +1,16 @@
-//! One client connection: bytes to messages, messages to the driver, answers to bytes.
-//!
-//! Owns the stream and its limits, and decides nothing about backends.
+//! What a session's task does: it reads until the peer or the broker ends it, and hands whole messages to the driver.
 
-use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use broker_proto::{
-    ClientMessage, Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Preamble,
-    Reassembler, Refusal, ServerMessage, decode,
+    ClientMessage, Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Reassembler, Refusal,
+    decode,
 };
-use tokio::sync::Notify;
 
-use super::clock::now;
-use super::connection::{Connection, RESTS_MAX};
-use super::driver::Shared;
-use super::outbox::{Outbox, Unsent, has_unread};
-use crate::core::Timestamp;
-use crate::core::admission::Peer;
-
-/// Names a session in the driver; never given out twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct SessionId(pub(super) u64);
-
-/// A connection and what is known of its peer.
-#[derive(Debug)]
-pub(super) struct Session {
-    pub(super) id: SessionId,
-    pub(super) peer: Peer,
-    /// The process that connected.
-    pub(super) pid: i32,
-    connection: Connection,
-    outbox: RefCell<Outbox>,
-    /// Answers are collected while input is worked off, and written together.
-    corked: Cell<bool>,
-    closing: Cell<bool>,
-    /// Nothing more is to be said once what has arrived is answered.
-    is_to_hush: Cell<bool>,
-    /// Nothing more is said.
-    is_hushed: Cell<bool>,
-    /// The peer has ended it.
-    has_ended: Cell<bool>,
-    /// Our preamble is sent, so messages may follow.
-    greeted: Cell<bool>,
-    /// It was told once that its version cannot be read.
-    is_corrected: Cell<bool>,
-    /// Whole messages so far.
-    messages: Cell<u64>,
-    /// By when the peer must have said what it has begun to say.
-    pub(super) due: Cell<Option<Timestamp>>,
-    wake: Notify,
-}
+use super::Session;
+use crate::daemon::clock::now;
+use crate::daemon::connection::RESTS_MAX;
+use crate::daemon::driver::Shared;
 
 /// How far the peer has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,117 +25,8 @@ enum Stage {
 /// The session is over.
 struct End;
 
-impl Session {
-    pub(super) fn new(id: SessionId, connection: Connection, peer: Peer, pid: i32) -> Self {
-        Self {
-            id,
-            peer,
-            pid,
-            connection,
-            outbox: RefCell::default(),
-            corked: Cell::new(false),
-            closing: Cell::new(false),
-            is_to_hush: Cell::new(false),
-            is_hushed: Cell::new(false),
-            has_ended: Cell::new(false),
-            greeted: Cell::new(false),
-            is_corrected: Cell::new(false),
-            messages: Cell::new(0),
-            due: Cell::new(None),
-            wake: Notify::new(),
-        }
-    }
-
-    /// Sends a message, at once if the socket takes it.
-    pub(super) fn send(&self, message: &ServerMessage, descriptor: Option<OwnedFd>) {
-        if self.is_hushed.get() {
-            return;
-        }
-        let pushed = self.outbox.borrow_mut().push(message, descriptor);
-        match (pushed, message) {
-            (Ok(()), _) => {}
-            (Err(Unsent::TooLong), ServerMessage::AdminReply { request_id, .. }) => {
-                let reason = "the report is longer than a message may be: ask for fewer backends";
-                self.refuse(*request_id, Refusal::new(Code::Internal, reason));
-            }
-            (Err(error), _) => {
-                tracing::warn!(session = self.id.0, pid = self.pid, %error, "closing a session");
-                self.close();
-                return;
-            }
-        }
-        if !self.corked.get() {
-            self.flush();
-        }
-    }
-
-    /// Whether the peer has said which protocol it speaks, and was answered.
-    pub(super) fn is_greeted(&self) -> bool {
-        self.greeted.get()
-    }
-
-    /// Gives a sign of life to a peer that reads: what one that does not read has yet to read is sign enough, and would
-    /// only grow.
-    pub(super) fn beat(&self) {
-        let is_unread = || !self.outbox.borrow().is_empty() || has_unread(&self.connection);
-        if self.greeted.get() && !self.closing.get() && !is_unread() {
-            self.send(&ServerMessage::Heartbeat, None);
-        }
-    }
-
-    /// Sends our preamble, unless it was sent: what follows is in that version.
-    fn greet(&self, version: u16) {
-        if !self.greeted.replace(true) {
-            self.outbox.borrow_mut().push_bytes(&Preamble::writing(version).to_bytes());
-        }
-    }
-
-    /// Refuses a request; 0 is one that could not be read.
-    pub(super) fn refuse(&self, request_id: u64, refusal: Refusal) {
-        self.send(&ServerMessage::Refused { request_id, refusal }, None);
-    }
-
-    /// Ends the session once its task gets to it.
-    pub(super) fn close(&self) {
-        self.closing.set(true);
-        self.wake.notify_one();
-    }
-
-    /// Says no more once what has arrived is answered: when the peer has read all of it, it sees the end of the stream.
-    /// What it still says is read, so that it can close in peace.
-    pub(super) fn hush(&self) {
-        self.is_to_hush.set(!self.is_hushed.get());
-        self.wake.notify_one();
-    }
-
-    /// Has its task look whether the peer's time is over.
-    pub(super) fn look_at_due(&self) {
-        self.wake.notify_one();
-    }
-
-    fn flush(&self) {
-        let mut outbox = self.outbox.borrow_mut();
-        match outbox.flush(&self.connection) {
-            Ok(()) if outbox.is_empty() && self.is_hushed.get() => {
-                self.connection.end_writing();
-            }
-            Ok(()) if outbox.is_empty() => {}
-            Ok(()) => self.wake.notify_one(),
-            Err(_) => self.close(),
-        }
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        if !self.has_ended.get() {
-            self.connection.discard();
-        }
-    }
-}
-
 /// Serves one connection until it ends.
-pub(super) async fn serve(driver: Shared, session: Rc<Session>) {
+pub(in crate::daemon) async fn serve(driver: Shared, session: Rc<Session>) {
     let mut input = Reassembler::default();
     let mut stage = Stage::Preamble;
     while !session.closing.get() {
@@ -186,7 +37,7 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>) {
             session.is_hushed.set(true);
             session.flush();
         }
-        let writing = !session.outbox.borrow().is_empty();
+        let writing = session.is_blocked.get();
         tokio::select! {
             // What is there already needs no wait, and was said in time.
             biased;
@@ -225,6 +76,7 @@ pub(super) async fn serve(driver: Shared, session: Rc<Session>) {
         session.closing.set(false);
         hear_out(&driver, &session, &mut input, &mut stage);
     }
+    session.flush();
     driver.borrow_mut().session_ended(session.id);
 }
 
@@ -235,7 +87,7 @@ fn hear_out(driver: &Shared, session: &Session, input: &mut Reassembler, stage: 
             Ok(Some(count)) if count > 0 => {}
             Ok(_) | Err(_) => return,
         }
-        if answer(driver, session, input, stage).is_err() {
+        if take_input(driver, session, input, stage).is_err() {
             return session.close();
         }
     }
@@ -245,22 +97,13 @@ fn hear_out(driver: &Shared, session: &Session, input: &mut Reassembler, stage: 
 /// be whole by then, and so must the first one, once connected.
 fn answer_in_time(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) -> Result<(), End> {
     let before = session.messages.get();
-    answer(driver, session, input, stage)?;
+    take_input(driver, session, input, stage)?;
     if *stage == Stage::Accepted && !input.is_midway() {
         session.due.set(None);
     } else if session.messages.get() != before || session.due.get().is_none() {
         driver.borrow_mut().expect_message(session);
     }
     Ok(())
-}
-
-/// Works off every whole message, and sends the answers together.
-fn answer(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) -> Result<(), End> {
-    session.corked.set(true);
-    let result = take_input(driver, session, input, stage);
-    session.corked.set(false);
-    session.flush();
-    result
 }
 
 /// Works off every whole message.
@@ -294,7 +137,7 @@ fn take_preamble(driver: &Shared, session: &Session, input: &mut Reassembler, st
     if session.is_corrected.replace(true) {
         return Err(End);
     }
-    session.outbox.borrow_mut().push_bytes(&Preamble::writing(0).to_bytes());
+    session.send_preamble(0);
     if preamble.common().is_some() {
         *stage = Stage::UnreadableMessage;
         return Ok(true);
@@ -307,7 +150,6 @@ fn take_preamble(driver: &Shared, session: &Session, input: &mut Reassembler, st
             preamble.highest
         );
     }
-    session.flush();
     Err(End)
 }
 
@@ -349,7 +191,7 @@ fn take_message(
             };
             session.refuse(0, Refusal::new(Code::Malformed, reason));
             // The frame is whole, so an accepted session goes on after it; a first message must be one.
-            if *stage == Stage::Accepted { Ok(true) } else { Err(end_after_flush(session)) }
+            if *stage == Stage::Accepted { Ok(true) } else { Err(End) }
         }
     }
 }
@@ -358,16 +200,5 @@ fn take_message(
 fn end(session: &Session, error: &FrameError) -> End {
     session.greet(HIGHEST_VERSION);
     session.refuse(0, Refusal::new(Code::Malformed, error.to_string()));
-    end_after_flush(session)
-}
-
-fn end_after_flush(session: &Session) -> End {
-    session.flush();
     End
-}
-
-/// Refuses a connection before it becomes a session.
-pub(super) fn turn_away(session: &Session, refusal: Refusal) {
-    session.greet(HIGHEST_VERSION);
-    session.refuse(0, refusal);
 }

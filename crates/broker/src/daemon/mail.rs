@@ -1,0 +1,39 @@
+//! Sessions that have something to send. It is written once everybody who was heard in this turn of the runtime has had
+//! their answer made: peers that wait are then woken in a row, and the first ones ask again while the last are written to.
+
+use std::cell::RefCell;
+use std::mem;
+use std::rc::Rc;
+
+use tokio::sync::Notify;
+
+use super::session::Session;
+
+/// For how many room is kept.
+const SENDERS_USUAL: usize = 64;
+
+/// Who has something to send.
+#[derive(Debug, Default)]
+pub(super) struct Mail {
+    senders: RefCell<Vec<Rc<Session>>>,
+    has_come: Notify,
+}
+
+impl Mail {
+    /// Enters a session, which must not be there already.
+    pub(super) fn post(&self, sender: Rc<Session>) {
+        self.senders.borrow_mut().push(sender);
+        self.has_come.notify_one();
+    }
+
+    /// Writes what there is, for as long as the broker runs.
+    pub(super) async fn deliver(&self) {
+        let mut senders = Vec::new();
+        loop {
+            self.has_come.notified().await;
+            mem::swap(&mut senders, &mut *self.senders.borrow_mut());
+            senders.drain(..).for_each(|session| session.deliver());
+            senders.shrink_to(SENDERS_USUAL);
+        }
+    }
+}
