@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use broker_proto::{AdminRequest, ClientMessage, ServerMessage};
+use broker_proto::{AdminRequest, ClientMessage, HEARTBEAT_INTERVAL, ServerMessage};
 use broker_tests::{Broker, Service, Session, Setup, trials, wait_until};
 use nix::sys::signal::Signal;
 
@@ -34,6 +34,14 @@ pub(crate) fn timer(broker: &Broker) -> String {
 
 pub(crate) fn is_set(broker: &Broker) -> bool {
     !timer(broker).contains("it_value: (0, 0)")
+}
+
+/// Whether the broker sleeps on but for what it looks at while daemons run, every ten seconds at most.
+pub(crate) fn rests(broker: &Broker) -> bool {
+    let timer = timer(broker);
+    let left = timer.split("it_value: (").nth(1).and_then(|rest| rest.split(',').next());
+    let seconds: u64 = left.and_then(|left| left.parse().ok()).expect("whole seconds");
+    !is_set(broker) || seconds > 2 * HEARTBEAT_INTERVAL.as_secs()
 }
 
 fn every_session_hears_from_the_broker_again_and_again() {

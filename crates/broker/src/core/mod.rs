@@ -20,6 +20,7 @@ pub(crate) mod registry;
 #[cfg(test)]
 mod simulation;
 mod time;
+pub(crate) mod trimming;
 pub(crate) mod versions;
 mod waiters;
 

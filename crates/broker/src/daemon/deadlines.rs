@@ -23,6 +23,7 @@ impl Driver {
             self.registry.next_deadline(),
             self.heartbeat.next_deadline(),
             self.patience.next_deadline(),
+            self.logs.trimming.next_deadline(),
             self.idle_exit.next_deadline(),
             self.manager.next_deadline(),
             self.farewell.next_deadline(),
@@ -49,6 +50,7 @@ impl Driver {
                 self.leave_unused();
             }
         }
+        self.trim_logs();
         self.bid_farewell();
         self.tell_due();
         self.arm();

@@ -24,6 +24,7 @@ use super::manager::Manager;
 use super::places::Places;
 use super::processes::Processes;
 use super::session::{Session, SessionId};
+use super::trimming::Logs;
 use super::watches::Watches;
 use super::work::Report;
 use crate::config::Config;
@@ -119,8 +120,7 @@ pub(super) struct Driver {
     pub(super) shuts_door: Rc<Notify>,
     /// Told when it is leaving and nothing and nobody keeps it any more.
     pub(super) over: Rc<Notify>,
-    /// Told at every launch.
-    pub(super) launched_one: Rc<Notify>,
+    pub(super) logs: Logs,
     /// How many refusals the log was told of lately.
     pub(super) refusals_told: Quota,
     pub(super) next_number: u64,
@@ -212,7 +212,7 @@ impl Driver {
                 begins_to_leave: Rc::new(Notify::new()),
                 shuts_door: Rc::new(Notify::new()),
                 over: Rc::new(Notify::new()),
-                launched_one: Rc::new(Notify::new()),
+                logs: Logs::default(),
                 refusals_told: Quota::default(),
                 next_number: 1,
                 newest_load: 0,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nix::unistd::Pid;
 
+use super::clock::now;
 use super::driver::Driver;
 use super::hosted::{Launched, Running};
 use super::tasks;
@@ -18,7 +19,7 @@ impl Driver {
         let Launched { start, main, endpoint, facts, stream, listener, notify, probe, dies_with_broker } = launched;
         let generation = start.generation;
         // Its log is to be kept short.
-        self.launched_one.notify_one();
+        self.logs.trimming.busy(now());
         let (over, is_over) = tokio::sync::watch::channel(());
         let mut running_tasks = vec![tasks::watch_main(self.me.clone(), id, generation, Arc::clone(&main.pidfd))];
         let is_heard = notify.as_ref().is_some_and(|ear| ear.is_whole);

@@ -341,6 +341,6 @@ fn take_report(driver: &Shared, report: Report) {
         }
         Report::Process(news) => driver.process_news(news),
         Report::Settled => driver.settled(),
-        Report::Done => {}
+        Report::LogsGrow => driver.logs_grow(),
     }
 }

@@ -77,8 +77,8 @@ pub(super) enum Report {
     Process(News),
     /// What a broker that leaves owes to the disk is written, or cannot be.
     Settled,
-    /// Nothing but that the work is done.
-    Done,
+    /// Daemons have written since their logs were looked at.
+    LogsGrow,
 }
 
 /// What is to be ended.
