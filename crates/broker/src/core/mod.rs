@@ -25,3 +25,6 @@ pub(crate) mod versions;
 mod waiters;
 
 pub(crate) use time::{Timestamp, millis, millis_up};
+
+/// A map by numbers that the broker gave out itself. A client cannot choose them, so their hash need not be hard to guess.
+pub(crate) type ById<K, V> = rustc_hash::FxHashMap<K, V>;

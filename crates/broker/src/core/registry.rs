@@ -6,8 +6,8 @@ use broker_proto::{InstanceName, ServiceName};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
 use super::backend::{Backend, Effect, Event, Policies};
+use super::{ById, Timestamp};
 
 /// What a backend is known by: at most one is live per key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ pub(crate) struct Registry {
     limit: usize,
     next_id: u64,
     ids: HashMap<BackendKey, BackendId>,
-    slots: HashMap<BackendId, Slot>,
+    slots: ById<BackendId, Slot>,
     deadlines: BTreeSet<(Timestamp, BackendId)>,
     /// Forgotten, and nobody was told yet.
     forgotten: Vec<BackendKey>,
@@ -64,7 +64,7 @@ impl Registry {
             limit,
             next_id: 0,
             ids: HashMap::new(),
-            slots: HashMap::new(),
+            slots: ById::default(),
             deadlines: BTreeSet::new(),
             forgotten: Vec::new(),
             floor: 0,

@@ -35,7 +35,7 @@ use crate::core::idle_exit::IdleExit;
 use crate::core::patience::Patience;
 use crate::core::quota::Quota;
 use crate::core::registry::{BackendId, BackendKey, Registry};
-use crate::core::{Timestamp, millis_up};
+use crate::core::{ById, Timestamp, millis_up};
 use crate::journal::Journal;
 use crate::process::pool::SpawnPool;
 use crate::services::Catalog;
@@ -79,9 +79,9 @@ pub(super) struct Driver {
     pub(super) cgroups: Cgroups,
     pub(super) catalog: Catalog,
     pub(super) registry: Registry,
-    pub(super) hosted: HashMap<BackendId, Hosted>,
-    pub(super) asked: HashMap<Ticket, Asked>,
-    pub(super) batches: HashMap<u64, Batch>,
+    pub(super) hosted: ById<BackendId, Hosted>,
+    pub(super) asked: ById<Ticket, Asked>,
+    pub(super) batches: ById<u64, Batch>,
     pub(super) events: Events,
     pub(super) journal: Journal,
     pub(super) here: Here,
@@ -180,9 +180,9 @@ impl Driver {
                 catalog,
                 registry: Registry::new(config.limits.backends),
                 config,
-                hosted: HashMap::new(),
-                asked: HashMap::new(),
-                batches: HashMap::new(),
+                hosted: ById::default(),
+                asked: ById::default(),
+                batches: ById::default(),
                 events: Events::new(),
                 journal,
                 here,

@@ -2,7 +2,7 @@
 //!
 //! Owns how much is kept, the cursors, and the waits. What is worth recording is decided in `core`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use broker_proto::{Code, FRAME_MAX, ProcessId, Refusal, RequestId, Selection, ServerMessage};
@@ -15,6 +15,7 @@ use super::driver::Driver;
 use super::hosted::Task;
 use super::session::{Session, SessionId};
 use super::{processes, report};
+use crate::core::ById;
 use crate::core::backend::{Happening, Ticket};
 use crate::core::registry::{BackendId, BackendKey};
 use crate::services::problem::quoted;
@@ -74,7 +75,7 @@ pub(super) struct Events {
     kept: VecDeque<Event>,
     /// How many there have been, which is the number of the newest.
     count: u64,
-    waits: HashMap<Ticket, Wait>,
+    waits: ById<Ticket, Wait>,
 }
 
 /// One who waits for more.
@@ -110,7 +111,7 @@ impl Events {
     pub(super) fn new() -> Self {
         let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let life = format!("{:x}-{:x}", std::process::id(), began.as_nanos());
-        Self { life, kept: VecDeque::new(), count: 0, waits: HashMap::new() }
+        Self { life, kept: VecDeque::new(), count: 0, waits: ById::default() }
     }
 
     fn file(&mut self, mut event: Event) {

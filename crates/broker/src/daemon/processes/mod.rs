@@ -19,7 +19,6 @@ mod spec;
 mod store;
 mod waits;
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,6 +45,7 @@ use super::hosted::Task;
 use super::session::{Session, SessionId};
 use super::work::Report;
 use crate::config::{self, Config};
+use crate::core::ById;
 use crate::core::backend::{RETRY_HINT, Ticket};
 use crate::core::millis_up;
 use crate::store::StoreError;
@@ -67,7 +67,7 @@ pub(super) struct Processes {
     cgroups: Cgroups,
     reports: Sender<Report>,
     keeper: Option<KeeperHandle>,
-    waits: HashMap<Ticket, Wait>,
+    waits: ById<Ticket, Wait>,
     /// How many this broker has in hand.
     live: Arc<AtomicUsize>,
     /// The broker is about to end, and the leases are given up.
@@ -108,7 +108,7 @@ impl Processes {
             cgroups,
             reports,
             keeper: None,
-            waits: HashMap::new(),
+            waits: ById::default(),
             live: Arc::default(),
             has_left: false,
         };
