@@ -2,6 +2,7 @@
 //! that they do starts the backend as a Hello would.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 
 use broker_tests::{Broker, Connection, Service, Setup, fake_backend, trials, wait_until};
@@ -21,7 +22,11 @@ trials![
     what_ends_by_itself_while_somebody_waits_has_crashed,
     what_cannot_be_executed_is_not_tried_again_until_something_changes,
     a_socket_that_no_start_would_inherit_any_more_is_closed,
+    a_port_that_no_start_would_inherit_any_more_is_free,
+    a_port_that_nothing_defines_any_more_is_free,
+    an_endpoint_that_changed_meanwhile_is_closed_once_its_daemon_rests,
     a_broker_that_leaves_starts_nothing,
+    a_broker_that_hands_over_starts_nothing,
 ];
 
 /// A service whose socket the broker holds.
@@ -214,6 +219,57 @@ fn a_socket_that_no_start_would_inherit_any_more_is_closed() {
     assert_eq!(endpoint(&broker.resolve("x")), endpoint(&backend));
 }
 
+/// A port that nobody has.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("ports are left").port()
+}
+
+fn at_port(service: Service, port: u16) -> Service {
+    service.toml(&format!("[endpoint]\nkind = \"tcp\"\nport = {port}"))
+}
+
+/// Nobody listens there, and who tries starts nothing.
+#[track_caller]
+fn assert_closed(broker: &Broker, endpoint: &str) {
+    settle(broker);
+    assert!(Connection::to(endpoint).is_err(), "{endpoint} is still listened on");
+    settle(broker);
+    assert_eq!(broker.starts("x").len(), 1);
+}
+
+fn a_port_that_no_start_would_inherit_any_more_is_free() {
+    let port = free_port();
+    let broker = Broker::start(&[&at_port(held("x", &[]), port)]);
+    let backend = broker.resolve("x");
+    let _ = broker.ctl(&["stop", "x"]).done();
+    broker.write_service(&at_port(Service::fake("x", &[]), port));
+    let _ = broker.ctl(&["reload"]).done();
+    assert_closed(&broker, &endpoint(&backend));
+    assert_eq!(endpoint(&broker.resolve("x")), endpoint(&backend));
+}
+
+fn a_port_that_nothing_defines_any_more_is_free() {
+    let port = free_port();
+    let broker = Broker::start(&[&at_port(held("x", &[]), port)]);
+    let backend = broker.resolve("x");
+    let _ = broker.ctl(&["stop", "x"]).done();
+    fs::remove_file(broker.path("services.d/x.toml")).expect("it was written");
+    let _ = broker.ctl(&["reload"]).done();
+    assert_closed(&broker, &endpoint(&backend));
+    drop(TcpListener::bind(("127.0.0.1", port)).expect("the port is free"));
+}
+
+fn an_endpoint_that_changed_meanwhile_is_closed_once_its_daemon_rests() {
+    let (before, after) = (free_port(), free_port());
+    let broker = Broker::start(&[&at_port(held("x", &[]), before)]);
+    let backend = broker.resolve("x");
+    broker.write_service(&at_port(held("x", &[]), after));
+    let _ = broker.ctl(&["reload"]).done();
+    let _ = broker.ctl(&["stop", "x"]).done();
+    assert_closed(&broker, &endpoint(&backend));
+    assert_eq!(endpoint(&broker.resolve("x")), format!("tcp:127.0.0.1:{after}"));
+}
+
 fn a_broker_that_leaves_starts_nothing() {
     let slow = Service::fake("slow", &["--ignore-term"]).toml("[lifecycle]\nstop_timeout = \"1s\"");
     let mut broker = Broker::start(&[&held("x", &[]), &slow]);
@@ -226,4 +282,26 @@ fn a_broker_that_leaves_starts_nothing() {
     let _client = Connection::to(&endpoint(&backend));
     assert!(broker.ended().success());
     assert_eq!(broker.starts("x").len(), 1);
+}
+
+fn a_broker_that_hands_over_starts_nothing() {
+    let mut broker = Setup::new().kept().service(&held("x", &[])).unstarted();
+    broker.start_armed("stuck:before-flush");
+    broker.wait_until_it_answers();
+    let backend = broker.resolve("x");
+    let _ = broker.ctl(&["stop", "x"]).done();
+    let mut session = broker.session();
+    broker.signal(Signal::SIGTERM);
+    wait_until("it leaves", || broker.log().contains("shutting down"));
+    let mut client = connect(&endpoint(&backend));
+    for _ in 0..20 {
+        let _ = session.try_ping();
+    }
+    drop(session);
+    broker.kill();
+    broker.start_again();
+    let pid = client.pid();
+    let ready = broker.wait_state("x", "ready");
+    assert_eq!((&ready["pid"], &ready["generation"], &ready["adopted"]), (&pid.into(), &2.into(), &false.into()));
+    assert_eq!(broker.starts("x").len(), 2, "who came was the next broker's");
 }

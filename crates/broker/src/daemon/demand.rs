@@ -5,6 +5,7 @@
 //! come back when a refusal's time is over; and a wait that was refused for good is over until something changes.
 
 use std::cell::RefCell;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Weak;
 use std::sync::Arc;
@@ -16,11 +17,14 @@ use tokio::task::spawn_local;
 use super::clock::now;
 use super::deadlines::is_awaited;
 use super::driver::Driver;
-use super::hosted::Task;
+use super::hosted::{Hosted, Task};
 use super::watched::Watched;
 use crate::core::Timestamp;
 use crate::core::backend::{Event, News, Ticket, Waiter};
 use crate::core::registry::BackendId;
+
+/// How often a socket is looked at that cannot be watched.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What is known of those who wait at a held socket.
 #[derive(Default)]
@@ -41,16 +45,11 @@ pub(super) enum Demand {
 impl Driver {
     /// Watches the held socket of a backend for as long as it takes a connection to start it, and no longer.
     pub(super) fn attend(&mut self, id: BackendId) {
+        let is_wanted = self.is_demand_wanted(id);
         let Some(hosted) = self.hosted.get_mut(&id) else { return };
-        let Some(held) = &hosted.listener else { return };
+        let Some(held) = hosted.listener.as_ref().filter(|_| is_wanted) else { return hosted.unwatch() };
         let Some((_, backend)) = self.registry.get(id) else { return };
         let view = backend.view(now());
-        if view.state != State::Inactive || view.draining || hosted.removed || self.leaving.is_some() {
-            if let Demand::Watched { .. } = hosted.demand {
-                hosted.demand = Demand::Unwatched;
-            }
-            return;
-        }
         let pause = match &hosted.demand {
             Demand::Watched { .. } => return,
             Demand::Refused { generation, until: None } if *generation == view.generation => return,
@@ -61,6 +60,16 @@ impl Driver {
         hosted.demand = Demand::Watched { _task: task };
     }
 
+    /// Whether a connection may start a backend now.
+    fn is_demand_wanted(&self, id: BackendId) -> bool {
+        let is_served = |hosted: &Hosted| hosted.listener.is_some() && !hosted.removed;
+        if self.leaving.is_some() || !self.hosted.get(&id).is_some_and(is_served) {
+            return false;
+        }
+        let view = self.registry.get(id).map(|(_, backend)| backend.view(now()));
+        view.is_some_and(|view| view.state == State::Inactive && !view.draining)
+    }
+
     /// The same for all backends.
     pub(super) fn attend_all(&mut self) {
         let all: Vec<BackendId> = self.hosted.keys().copied().collect();
@@ -69,8 +78,12 @@ impl Driver {
 
     /// Somebody has connected to the socket of a backend that did not run.
     fn demanded(&mut self, id: BackendId) {
+        let is_wanted = self.is_demand_wanted(id);
         let ticket = Ticket(self.number());
         let Some(hosted) = self.hosted.get_mut(&id) else { return };
+        if !is_wanted {
+            return hosted.unwatch();
+        }
         if !matches!(hosted.demand, Demand::Watched { .. }) {
             return;
         }
@@ -83,7 +96,8 @@ impl Driver {
 
     /// Takes note of who waits at the socket of a backend that ends by itself: it ends while it is wanted, and so it crashed.
     pub(super) fn hold_for_waiting(&mut self, id: BackendId, event: &Event) {
-        if !matches!(event, Event::Exited { exit: Exit::Code(0), survivors: false, .. }) {
+        // Who waits while the broker leaves is the next one's.
+        if self.leaving.is_some() || !matches!(event, Event::Exited { exit: Exit::Code(0), survivors: false, .. }) {
             return;
         }
         let ticket = Ticket(self.number());
@@ -136,14 +150,72 @@ fn watch(driver: Weak<RefCell<Driver>>, id: BackendId, socket: Arc<OwnedFd>, pau
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        // A duplicate, since another watch of the same number may be just ending.
-        match Watched::duplicate_of(&socket) {
-            Ok(watched) if watched.readable().await.is_ok() => {}
-            Ok(_) => return,
-            Err(error) => return tracing::warn!(%error, "cannot watch a socket for connections"),
-        }
+        somebody_comes(&socket, Watched::duplicate_of).await;
         if let Some(driver) = driver.upgrade() {
             driver.borrow_mut().demanded(id);
         }
     }))
+}
+
+/// Waits until somebody waits at a socket. It is watched by a duplicate, since another watch of the same number may be just
+/// ending; where there is none to be had it is looked at now and then, which takes no descriptor.
+async fn somebody_comes(socket: &Arc<OwnedFd>, mut watch: impl FnMut(&Arc<OwnedFd>) -> io::Result<Watched>) {
+    let mut is_told = false;
+    loop {
+        let error = match watch(socket) {
+            Ok(watched) => match watched.readable().await {
+                Ok(_) => return,
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::warn!(%error, "cannot watch a socket for connections; looking now and then");
+        }
+        if is_awaited(socket) {
+            return;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[tokio::test(flavor = "local")]
+    async fn a_socket_that_cannot_be_watched_is_looked_at() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let socket = Arc::new(OwnedFd::from(listener));
+        let mut client = None;
+        // No descriptor is left, and somebody comes meanwhile.
+        let watch = |_: &Arc<OwnedFd>| {
+            client = Some(TcpStream::connect(address).expect("it listens"));
+            Err(io::ErrorKind::QuotaExceeded.into())
+        };
+        somebody_comes(&socket, watch).await;
+        assert!(client.is_some());
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn a_socket_is_watched_again_once_it_can_be() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let socket = Arc::new(OwnedFd::from(listener));
+        let (mut client, mut tries) = (None, 0);
+        let watch = |socket: &Arc<OwnedFd>| {
+            tries += 1;
+            match tries {
+                1 => Err(io::ErrorKind::QuotaExceeded.into()),
+                _ => {
+                    client = Some(TcpStream::connect(address).expect("it listens"));
+                    Watched::duplicate_of(socket)
+                }
+            }
+        };
+        somebody_comes(&socket, watch).await;
+        assert_eq!((client.is_some(), tries), (true, 2));
+    }
 }

@@ -247,7 +247,7 @@ impl Driver {
         }
         self.remember_end(id, generation, &trace);
         if let Some(hosted) = self.hosted.get_mut(&id) {
-            hosted.drop_undefined_listener();
+            hosted.drop_unserved_listener();
         }
         self.dispatch(id, Event::Gone { generation, trace });
     }

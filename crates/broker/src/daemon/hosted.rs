@@ -202,15 +202,33 @@ impl Hosted {
                 && held.declared == definition.endpoint
                 && held.path().is_none_or(|path| std::fs::exists(path).unwrap_or(true))
         };
-        if let Some(held) = self.listener.take_if(|held| !fits(held)) {
-            held.remove();
+        if self.listener.as_ref().is_some_and(|held| !fits(held)) {
+            self.drop_listener();
         }
     }
 
-    /// Lets go of a held listening socket where nothing runs and no service file defines what would serve it.
-    pub(super) fn drop_undefined_listener(&mut self) {
-        if let Some(held) = self.listener.take_if(|_| self.removed) {
+    /// Lets go of a held listening socket where nothing runs that no start would inherit: it fits no more, or no service
+    /// file defines what would serve it.
+    pub(super) fn drop_unserved_listener(&mut self) {
+        if self.removed {
+            self.drop_listener();
+        }
+        let definition = Arc::clone(&self.definition);
+        self.drop_unfit_listener(&definition);
+    }
+
+    /// Lets go of a held listening socket, and of its watch, which would keep it open.
+    pub(super) fn drop_listener(&mut self) {
+        if let Some(held) = self.listener.take() {
             held.remove();
+            self.unwatch();
+        }
+    }
+
+    /// Looks no more whether somebody comes to the held socket.
+    pub(super) fn unwatch(&mut self) {
+        if let Demand::Watched { .. } = self.demand {
+            self.demand = Demand::Unwatched;
         }
     }
 

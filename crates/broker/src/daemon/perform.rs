@@ -164,6 +164,9 @@ impl Driver {
                 tracing::warn!(backend = %key, generation, code = %refusal.code, "not started: {}", refusal.reason);
                 self.unwatch(id);
                 self.remember_end(id, generation, &Trace::default());
+                if let Some(hosted) = self.hosted.get_mut(&id) {
+                    hosted.drop_unserved_listener();
+                }
                 self.dispatch(id, Event::StartFailed { generation, refusal: *refusal });
                 return;
             }
@@ -343,15 +346,15 @@ impl Driver {
         let policies = super::hosted::policies(&definition, waiters_max);
         let is_live = self.registry.get(id).is_some_and(|(_, backend)| backend.is_live());
         if let Some(hosted) = self.hosted.get_mut(&id) {
-            // Who comes to a socket that no start would inherit would start what does not serve it.
-            if !is_live {
-                hosted.drop_unfit_listener(&definition);
-            }
             hosted.fingerprint = fingerprint(&definition);
             if let Demand::Refused { .. } = hosted.demand {
                 hosted.demand = Demand::Unwatched;
             }
             hosted.definition = definition;
+            // Who comes to a socket that no start would inherit would start what does not serve it.
+            if !is_live {
+                hosted.drop_unserved_listener();
+            }
         }
         self.dispatch(id, Event::Redefine(policies));
     }

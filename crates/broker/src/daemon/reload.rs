@@ -88,7 +88,7 @@ impl Driver {
             let definition = service.and_then(|service| service.daemon(&key.version));
             hosted.removed = definition.is_none();
             if !backend.is_live() {
-                hosted.drop_undefined_listener();
+                hosted.drop_unserved_listener();
             }
             changed.extend(definition.filter(|new| **new != hosted.definition).map(|new| (id, Arc::clone(new))));
         }
