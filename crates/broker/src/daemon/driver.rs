@@ -106,6 +106,8 @@ pub(super) struct Driver {
     /// How far it has come with taking leave of its sessions.
     pub(super) farewell: Farewell,
     pub(super) settling: Settling,
+    /// How often the disk is being given what it is owed: once more if who leaves is told to stop what it was to leave.
+    pub(super) settles: usize,
     /// Launches whose outcome is not known yet.
     pub(super) launching: usize,
     /// Ends that are under way.
@@ -141,6 +143,8 @@ pub(super) struct Leave {
 /// How far a broker that leaves has come with what it owes to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Settling {
+    /// Its backends are just being told to end, or handed over: nothing is settled before the last of them was.
+    Telling,
     NotYet,
     UnderWay,
     Done,
@@ -205,6 +209,7 @@ impl Driver {
                 leaving: None,
                 farewell: Farewell::default(),
                 settling: Settling::NotYet,
+                settles: 0,
                 launching: 0,
                 ending: 0,
                 held_back: HashMap::new(),

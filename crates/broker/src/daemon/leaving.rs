@@ -23,7 +23,7 @@ impl Driver {
             return;
         }
         self.leaving = Some(leave);
-        (self.farewell, self.settling) = (Farewell::default(), Settling::NotYet);
+        (self.farewell, self.settling) = (Farewell::default(), Settling::Telling);
         self.begins_to_leave.notify_waiters();
         let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
         let Leave { reconnect, keeps } = leave;
@@ -33,13 +33,16 @@ impl Driver {
             connected.session.send(&ServerMessage::GoAway { reconnect }, None);
         }
         failpoint::reached("leaving");
+        // Nothing is started any more: neither by the keeper, nor for who waits at a socket.
+        self.leave_processes();
+        self.attend_all();
         let all: Vec<BackendId> = self.registry.iter().map(|(id, _, _)| id).collect();
         for id in all {
             self.settle_doubts(id);
             self.dispatch(id, if keeps && !self.dies_with_us(id) { Event::HandOver } else { Event::Stop(None) });
         }
         self.end_waits();
-        self.leave_processes();
+        self.settling = Settling::NotYet;
         self.leave_if_empty();
     }
 
@@ -59,6 +62,9 @@ impl Driver {
     pub(super) fn leave_if_empty(&mut self) {
         let Some(Leave { keeps, .. }) = self.leaving else { return };
         let stays = |id, backend: &Backend| backend.is_live() && (!keeps || self.dies_with_us(id));
+        if self.settling == Settling::Telling {
+            return;
+        }
         if self.launching + self.ending > 0 || self.registry.iter().any(|(id, _, backend)| stays(id, backend)) {
             return;
         }
@@ -103,6 +109,7 @@ impl Driver {
     /// Has the journal written and the leases given up, by a worker thread: the disk may hang.
     fn settle_with_disk(&mut self) {
         self.settling = Settling::UnderWay;
+        self.settles += 1;
         let (journal, keeper) = (self.journal.clone(), self.processes.leave());
         let job = move || {
             failpoint::reached("before-flush");
@@ -121,8 +128,9 @@ impl Driver {
 
     /// The disk has what it was owed, or does not take it.
     pub(super) fn settled(&mut self) {
-        // It may have been told meanwhile to stop what it was to leave.
-        if self.settling == Settling::UnderWay {
+        self.settles -= 1;
+        // It may have been told meanwhile to stop what it was to leave, of which the disk knows nothing yet.
+        if self.settles == 0 && self.settling == Settling::UnderWay {
             self.settling = Settling::Done;
         }
         self.leave_if_empty();

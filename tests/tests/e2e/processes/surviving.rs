@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use broker_proto::{AdminRequest, Selection};
-use broker_tests::{Broker, Setup, process_exists, processes_mentioning, trials, wait_until};
+use broker_tests::{Broker, Service, Setup, process_exists, processes_mentioning, trials, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ trials![
     a_broker_killed_during_a_process_does_not_disturb_it,
     what_ended_while_no_broker_ran_is_not_run_again,
     a_broker_that_ends_well_leaves_its_processes_running,
+    a_broker_that_hands_over_runs_nothing_again,
     a_lost_reaper_means_another_attempt,
     attempts_are_counted,
     an_interrupted_process_is_run_again,
@@ -105,6 +106,32 @@ fn a_broker_that_ends_well_leaves_its_processes_running() {
         assert_eq!(ended(&mut session, "x")["state"], "succeeded");
         assert_eq!(fs::read_to_string(runs).expect("it ran"), "1\n");
     }
+}
+
+fn a_broker_that_hands_over_runs_nothing_again() {
+    let mut broker = Setup::new().service(&Service::fake("y", &[])).unstarted();
+    broker.start_armed("stuck:before-flush");
+    broker.wait_until_it_answers();
+    let (_, work) = noted(&broker, "exit 0");
+    run(&mut broker.session(), spec("x", work));
+    let first = running(&mut broker.session(), "x");
+    // Something to hand over.
+    let _ = broker.resolve("y");
+    let mut session = broker.session();
+    broker.signal(Signal::SIGTERM);
+    wait_until("it leaves", || broker.log().contains("shutting down"));
+    kill_hard(reaper_of(&first));
+    wait_until("it sees that", || broker.log().contains("an attempt was lost"));
+    for _ in 0..20 {
+        let _ = session.try_ping();
+    }
+    kill_broker(&mut broker);
+    broker.start_again();
+    let mut session = broker.session();
+    let second = wait_process(&mut session, "x", "run again", |p| p["attempt"] == 2 && p["pid"].is_u64());
+    assert_eq!(second["adopted"], false, "that is for the next broker: {second}");
+    broker.open_gate("gate");
+    assert_eq!(ended(&mut session, "x")["state"], "succeeded");
 }
 
 fn a_lost_reaper_means_another_attempt() {
