@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
 use broker_proto::AdminRequest;
@@ -20,6 +21,9 @@ trials![
     a_reload_is_announced_and_so_is_what_came_of_it,
     what_a_manager_told_the_broker_no_process_of_its_own_learns,
     a_manager_alone_does_not_wake_an_idle_broker,
+    a_manager_that_does_not_read_holds_nobody_up_and_is_told_in_order_when_it_does,
+    a_manager_that_does_not_read_is_waited_for_once_and_given_sockets_again_when_it_does,
+    a_manager_may_listen_at_an_abstract_name,
 ];
 
 /// The socket on which a manager hears, and what it heard.
@@ -35,6 +39,19 @@ impl Manager {
         let socket = UnixDatagram::bind(&path).expect("a short path");
         socket.set_read_timeout(Some(BOUND)).expect("a socket");
         (Self { socket, heard: Vec::new() }, setup.variable("NOTIFY_SOCKET", &path))
+    }
+
+    /// Lets no message in any more as long as nobody reads.
+    fn fill(&self) {
+        let address = self.socket.local_addr().expect("it is bound");
+        let place = address.as_pathname().expect("a path");
+        // What one socket has sent and nobody has read is limited, too.
+        let say_once = || {
+            let stranger = UnixDatagram::unbound().expect("a socket");
+            stranger.set_nonblocking(true).expect("a socket");
+            stranger.send_to(b"X_FILLER=1", place)
+        };
+        while say_once().is_ok() {}
     }
 
     fn start(services: &[&Service]) -> (Self, Broker) {
@@ -262,4 +279,56 @@ fn a_manager_alone_does_not_wake_an_idle_broker() {
     wait_until("nothing is due soon", || heartbeats::rests(&broker));
     manager.rest();
     assert!(heartbeats::rests(&broker), "{}", heartbeats::timer(&broker));
+}
+
+fn a_manager_that_does_not_read_holds_nobody_up_and_is_told_in_order_when_it_does() {
+    let (mut manager, broker) = Manager::start(&[&Service::fake("x", &[]), &Service::fake("y", &[])]);
+    manager.wait_status("no backends");
+    manager.fill();
+    let _ = broker.resolve("x");
+    broker.signal(Signal::SIGHUP);
+    wait_until("it is reloaded", || broker.log().contains("reloaded"));
+    let _ = broker.resolve("y");
+    manager.wait("the announcement", |text| value(text, "RELOADING") == Some("1"));
+    let done = manager.wait_status("reloaded 2 services");
+    assert_eq!(value(&done, "READY"), Some("1"), "{done}");
+    manager.wait_status("2 backends ready");
+    let told = manager.heard.iter().filter(|text| value(text, "X_FILLER").is_none());
+    assert!(told.filter(|text| value(text, "READY").is_some()).count() == 2, "{:?}", manager.heard);
+
+    manager.fill();
+    let mut broker = broker;
+    broker.signal(Signal::SIGINT);
+    assert!(broker.ended().success(), "nor does it keep it");
+}
+
+fn a_manager_that_does_not_read_is_waited_for_once_and_given_sockets_again_when_it_does() {
+    let says_ready = |name| Service::fake(name, &["--notify"]).toml("[readiness]\nprobe = \"notify\"");
+    let (mut manager, broker) = Manager::start(&[&says_ready("x"), &says_ready("y"), &says_ready("z")]);
+    manager.wait_status("no backends");
+    let _ = broker.resolve("z");
+    manager.wait("its notify socket", |text| value(text, "FDSTORE") == Some("1"));
+    manager.rest();
+    manager.fill();
+    let _ = broker.ctl(&["stop", "z"]).done();
+    let _ = broker.resolve("x");
+    let began = Instant::now();
+    let _ = broker.resolve("y");
+    assert!(began.elapsed() < Duration::from_secs(4), "it was waited for again");
+    manager.wait("what is owed", |text| value(text, "FDSTOREREMOVE") == Some("1"));
+    let _ = broker.resolve("z");
+    let name = manager.wait("a notify socket", |text| value(text, "FDSTORE") == Some("1"));
+    assert!(value(&name, "FDNAME").is_some_and(|name| name.contains("z")), "{name}");
+    assert!(broker.log().matches("cannot be told what to keep").count() == 1, "{}", broker.log());
+}
+
+fn a_manager_may_listen_at_an_abstract_name() {
+    let setup = Setup::new();
+    let name = setup.path("notify");
+    let address = SocketAddr::from_abstract_name(&name).expect("a short name");
+    let socket = UnixDatagram::bind_addr(&address).expect("nobody has it");
+    socket.set_read_timeout(Some(BOUND)).expect("a socket");
+    let mut manager = Manager { socket, heard: Vec::new() };
+    let _broker = setup.variable("NOTIFY_SOCKET", &format!("@{name}")).start();
+    assert_eq!(manager.next().expect("it says something"), "READY=1\nSTATUS=no backends; no sessions\n");
 }

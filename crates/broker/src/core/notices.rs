@@ -20,6 +20,12 @@ const STEP_MAX: Duration = Duration::from_secs(20);
 /// The shortest time between two signs of life, so that a mistyped watchdog does not keep the broker busy.
 const FEED_MIN: Duration = Duration::from_millis(1);
 
+/// How long it is tried again to tell a manager that has no room for what it is to be told, as one that is busy; and the
+/// first pause between two tries, which doubles up to the longest.
+const PATIENCE: Duration = Duration::from_secs(90);
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
 /// What is to be told now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Due {
@@ -29,6 +35,8 @@ pub(crate) struct Due {
     pub(crate) status: bool,
     /// That the end takes so much longer.
     pub(crate) extension: Option<Duration>,
+    /// What there was no room for.
+    pub(crate) unsaid: bool,
 }
 
 /// The times of everything that is told.
@@ -42,6 +50,16 @@ pub(crate) struct Notices {
     /// When it may be told again.
     status_at: Timestamp,
     leaving: Option<Leaving>,
+    full: Option<Full>,
+}
+
+/// The manager has no room.
+#[derive(Debug)]
+struct Full {
+    since: Timestamp,
+    pause: Duration,
+    /// When it is tried again; never, if it has had no room for too long.
+    retry_at: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -55,7 +73,7 @@ impl Notices {
     /// For a manager that kills a broker which was silent for that long; `None` is one that does not.
     pub(crate) fn new(now: Timestamp, watchdog: Option<Duration>) -> Self {
         let feed_every = watchdog.filter(|time| !time.is_zero()).map(|time| (time / 2).max(FEED_MIN));
-        Self { feed_every, feed_at: None, has_news: false, status_at: now, leaving: None }
+        Self { feed_every, feed_at: None, has_news: false, status_at: now, leaving: None, full: None }
     }
 
     /// The broker serves: from now on it gives signs of life. The status was told with it.
@@ -84,12 +102,42 @@ impl Notices {
         self.leaving = Some(Leaving { progressed: now, plea_at: Some(now) });
     }
 
+    /// The manager was told something.
+    pub(crate) fn heard(&mut self) {
+        self.full = None;
+    }
+
+    /// The manager had no room for what was due, which is due again after a pause. `false` if nobody seems to read any more:
+    /// then it is told once of each thing that happens from now on, and not asked again.
+    #[must_use]
+    pub(crate) fn refused(&mut self, now: Timestamp, due: Due) -> bool {
+        let full = self.full.get_or_insert(Full { since: now, pause: PAUSE_MIN / 2, retry_at: None });
+        full.pause = (full.pause * 2).min(PAUSE_MAX);
+        let at = now + full.pause;
+        full.retry_at = (now.since(full.since) < PATIENCE).then_some(at);
+        if full.retry_at.is_none() {
+            return false;
+        }
+        let soon = |planned: Option<Timestamp>| Some(planned.map_or(at, |planned| planned.min(at)));
+        if due.life {
+            self.feed_at = soon(self.feed_at);
+        }
+        if due.status {
+            (self.has_news, self.status_at) = (true, at);
+        }
+        if let (Some(_), Some(leaving)) = (due.extension, &mut self.leaving) {
+            leaving.plea_at = soon(leaving.plea_at);
+        }
+        true
+    }
+
     /// When to ask [`Self::take_due`].
     #[must_use]
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let status_at = self.has_news.then_some(self.status_at);
         let plea_at = self.leaving.as_ref().and_then(|leaving| leaving.plea_at);
-        [self.feed_at, status_at, plea_at].into_iter().flatten().min()
+        let retry_at = self.full.as_ref().and_then(|full| full.retry_at);
+        [self.feed_at, status_at, plea_at, retry_at].into_iter().flatten().min()
     }
 
     /// What is to be told now. `kill_at` is when the last of the backends that are being stopped is killed: until then
@@ -110,7 +158,8 @@ impl Notices {
             leaving.plea_at = (!left.is_zero()).then(|| now + PLEA_EVERY);
             leaving.plea_at.map(|_| left.min(EXTENSION))
         });
-        Due { life, status, extension }
+        let unsaid = self.full.as_mut().and_then(|full| full.retry_at.take_if(|at| *at <= now)).is_some();
+        Due { life, status, extension, unsaid }
     }
 }
 
@@ -119,8 +168,9 @@ mod tests {
     use super::*;
 
     const BEGAN: Timestamp = Timestamp::from_nanos(9);
-    const LIFE: Due = Due { life: true, status: false, extension: None };
-    const STATUS: Due = Due { life: false, status: true, extension: None };
+    const LIFE: Due = Due { life: true, status: false, extension: None, unsaid: false };
+    const STATUS: Due = Due { life: false, status: true, extension: None, unsaid: false };
+    const UNSAID: Due = Due { unsaid: true, life: false, status: false, extension: None };
 
     fn after(seconds: u64) -> Timestamp {
         BEGAN + Duration::from_secs(seconds)
@@ -194,5 +244,47 @@ mod tests {
             last = notices.take_due(at, kill_at).extension.map(|longer| at + longer).or(last);
         }
         assert_eq!(last, Some(after(300) + STEP_MAX));
+    }
+
+    #[test]
+    fn what_there_was_no_room_for_is_told_again_after_a_pause() {
+        let mut notices = notices(Some(30));
+        notices.changed(after(15));
+        let due = notices.take_due(after(15), None);
+        assert_eq!((due.life, due.status), (true, true));
+        assert!(notices.refused(after(15), due));
+        let again = after(15) + PAUSE_MIN;
+        assert_eq!((notices.next_deadline(), notices.take_due(after(15), None)), (Some(again), Due::default()));
+        assert_eq!(notices.take_due(again, None), Due { unsaid: true, ..due });
+        notices.heard();
+        assert_eq!(notices.next_deadline(), Some(again + Duration::from_secs(15)), "the next sign of life");
+    }
+
+    #[test]
+    fn who_never_reads_is_not_asked_for_ever() {
+        let mut notices = notices(None);
+        let mut tries = 0;
+        assert!(notices.refused(after(0), Due::default()));
+        while let Some(at) = notices.next_deadline() {
+            assert_eq!(notices.take_due(at, None), UNSAID);
+            tries += 1;
+            if !notices.refused(at, UNSAID) {
+                assert!((after(90)..after(96)).contains(&at));
+            }
+        }
+        assert!(tries < 30, "{tries}");
+        notices.changed(after(200));
+        assert_eq!(notices.take_due(after(200), None), STATUS, "of what happens later it is told");
+        assert!(!notices.refused(after(200), STATUS));
+        assert_eq!(notices.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_plea_that_was_not_heard_is_made_again_before_its_time() {
+        let mut notices = notices(None);
+        notices.leaving(after(0));
+        let due = notices.take_due(after(0), None);
+        assert!(due.extension.is_some() && notices.refused(after(0), due));
+        assert!(notices.take_due(after(0) + PAUSE_MIN, None).extension.is_some());
     }
 }

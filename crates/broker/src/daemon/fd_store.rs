@@ -1,23 +1,25 @@
 //! The service manager's FD store: sockets that it keeps for the next broker.
 //!
 //! Owns what is said about it. One thread sends every message in the order in which they were given: so a manager that is
-//! slow stalls nobody who does not wait for it, and a name that is used again is not forgotten. Nothing here needs the
-//! manager to do as it is told: what it does not keep the next broker makes anew, as it does where there is none.
+//! slow stalls nobody who does not wait for it, and a name that is used again is not forgotten. Who waits does so for a time
+//! that has an end. Nothing here needs the manager to do as it is told: what it does not keep the next broker makes anew, as
+//! it does where there is none.
 
-use std::env;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
-use sd_notify::NotifyState;
 
 use super::places::LISTENER;
+use crate::net::service_manager;
 
 /// All names come back in one environment variable, which the kernel passes on up to 128 KiB (`MAX_ARG_STRLEN`): with
 /// more the next broker could not be executed. The manager has some names of its own.
@@ -28,8 +30,13 @@ const NAMES_BYTES_MAX: usize = 120 * 1024;
 const NUMBERS_EACH: usize = 2;
 const NUMBERS_LEFT: usize = 64;
 
-/// How long the manager may take to work off what it was told, in milliseconds, where somebody waits for that.
-const SETTLE_MS: u16 = 5000;
+/// How long the manager may take to take a message, and to work off what it was told, where somebody waits for that.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often, and how many times, one that takes no message is told again what it is to forget, if there is nothing else to
+/// say to it.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
+const TRIES: u32 = 18;
 
 /// The store, as everybody holds it.
 #[derive(Debug, Clone)]
@@ -45,8 +52,23 @@ struct Shared {
     room: Mutex<Room>,
     /// The broker goes, and leaves everything to the next one.
     is_left: AtomicBool,
-    /// A listening socket was forgotten, which the manager may still have.
-    is_unsettled: AtomicBool,
+    /// How many listening sockets the manager was told to forget.
+    forgotten: AtomicU64,
+    /// How many of those it has closed for certain, or been given the time to; held by who waits for that.
+    settled: Mutex<u64>,
+}
+
+impl Shared {
+    fn with_room_for(descriptors: usize) -> Self {
+        Self {
+            exists: false,
+            orders: OnceLock::new(),
+            room: Mutex::new(Room { descriptors, bytes: NAMES_BYTES_MAX }),
+            is_left: AtomicBool::new(false),
+            forgotten: AtomicU64::new(0),
+            settled: Mutex::new(0),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -77,6 +99,8 @@ enum Order {
 pub(super) struct Stored {
     store: FdStore,
     name: String,
+    /// The manager may have it.
+    is_given: bool,
 }
 
 impl FdStore {
@@ -85,43 +109,37 @@ impl FdStore {
     pub(super) fn of_manager(nofile_soft: u64) -> Self {
         let numbers = usize::try_from(nofile_soft).unwrap_or(usize::MAX);
         let descriptors = numbers.saturating_sub(NUMBERS_LEFT) / NUMBERS_EACH;
-        Self(Arc::new(Shared {
-            exists: env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty()),
-            orders: OnceLock::new(),
-            room: Mutex::new(Room { descriptors, bytes: NAMES_BYTES_MAX }),
-            is_left: AtomicBool::new(false),
-            is_unsettled: AtomicBool::new(false),
-        }))
+        Self(Arc::new(Shared { exists: service_manager::is_there(), ..Shared::with_room_for(descriptors) }))
     }
 
     /// Has a descriptor kept under a name. Returns once the message is sent, so that it comes to the next broker even if
-    /// this one dies now.
+    /// this one dies now; or when the manager has taken no message for so long.
     pub(super) fn keep(&self, name: &str, descriptor: impl AsFd) -> Option<Stored> {
         if !self.0.exists {
             return None;
         }
-        let stored = self.enter(name)?;
-        let keep = || -> io::Result<bool> {
-            let descriptor = descriptor.as_fd().try_clone_to_owned()?;
-            let (done, is_done) = sync_channel(1);
-            self.order(Order::Keep { name: name.to_owned(), descriptor, done });
-            Ok(is_done.recv().unwrap_or(false))
-        };
-        match keep() {
-            Ok(true) => Some(stored),
-            Ok(false) => None,
+        let mut stored = self.enter(name)?;
+        let descriptor = match descriptor.as_fd().try_clone_to_owned() {
+            Ok(descriptor) => descriptor,
             Err(error) => {
                 tracing::warn!(%error, name, "cannot be given to the service manager to keep");
-                None
+                return None;
             }
-        }
+        };
+        let (done, is_done) = sync_channel(1);
+        self.order(Order::Keep { name: name.to_owned(), descriptor, done });
+        let is_kept = is_done.recv_timeout(PATIENCE);
+        // If it comes too late it is forgotten again.
+        stored.is_given = matches!(is_kept, Ok(true) | Err(RecvTimeoutError::Timeout));
+        is_kept.unwrap_or(false).then_some(stored)
     }
 
     /// Takes note of what the manager kept already.
     pub(super) fn kept(&self, name: &str) -> Option<Stored> {
-        let stored = self.0.exists.then(|| self.enter(name)).flatten();
-        if stored.is_none() {
-            self.forget(name);
+        let mut stored = self.0.exists.then(|| self.enter(name)).flatten();
+        match &mut stored {
+            Some(stored) => stored.is_given = true,
+            None => self.forget(name),
         }
         stored
     }
@@ -129,10 +147,10 @@ impl FdStore {
     /// Has everything forgotten that is kept under a name.
     pub(super) fn forget(&self, name: &str) {
         if self.0.exists {
-            if name.ends_with(LISTENER) {
-                self.0.is_unsettled.store(true, Ordering::Relaxed);
-            }
             self.order(Order::Forget { name: name.to_owned() });
+            if name.ends_with(LISTENER) {
+                self.0.forgotten.fetch_add(1, Ordering::Release);
+            }
         }
     }
 
@@ -143,14 +161,20 @@ impl FdStore {
 
     /// Waits until the manager has closed what it was told to forget.
     pub(super) fn settle(&self) {
-        self.0.is_unsettled.store(false, Ordering::Relaxed);
-        self.wait(true);
+        self.settle_up_to(self.0.forgotten.load(Ordering::Acquire), true);
     }
 
     /// Waits until no address is taken any more by a listening socket that was forgotten.
     pub(super) fn settle_listeners(&self) {
-        if self.0.is_unsettled.load(Ordering::Relaxed) {
-            self.settle();
+        self.settle_up_to(self.0.forgotten.load(Ordering::Acquire), false);
+    }
+
+    /// Nobody passes who comes while another waits for what was forgotten by then.
+    fn settle_up_to(&self, forgotten: u64, in_any_case: bool) {
+        let mut settled = self.0.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_any_case || *settled < forgotten {
+            self.wait(true);
+            *settled = forgotten.max(*settled);
         }
     }
 
@@ -164,8 +188,8 @@ impl FdStore {
     fn wait(&self, with_manager: bool) {
         let (done, is_done) = sync_channel(1);
         self.order(Order::Settle { with_manager, done });
-        // A thread that is gone says nothing any more, which is all the same now.
-        let _ = is_done.recv();
+        // A thread that is gone says nothing any more, which is all the same now; and so is one that still waits.
+        let _ = is_done.recv_timeout(PATIENCE);
     }
 
     fn enter(&self, name: &str) -> Option<Stored> {
@@ -178,7 +202,7 @@ impl FdStore {
         room.descriptors -= 1;
         room.bytes -= bytes;
         drop(room);
-        Some(Stored { store: self.clone(), name: name.to_owned() })
+        Some(Stored { store: self.clone(), name: name.to_owned(), is_given: false })
     }
 
     fn order(&self, order: Order) {
@@ -211,7 +235,7 @@ impl Drop for Stored {
         room.descriptors += 1;
         room.bytes += self.name.len() + 1;
         drop(room);
-        if !self.is_left() {
+        if self.is_given && !self.is_left() {
             self.store.forget(&self.name);
         }
     }
@@ -219,46 +243,89 @@ impl Drop for Stored {
 
 /// The thread that says everything.
 fn say(orders: &Receiver<Order>) {
-    for order in orders {
+    let mut mouth = Mouth::default();
+    loop {
+        let order = match mouth.owed.is_empty() || mouth.tries >= TRIES {
+            true => orders.recv().map_err(RecvTimeoutError::from),
+            false => orders.recv_timeout(TELL_AGAIN),
+        };
+        let paid = mouth.pay();
         match order {
-            Order::Keep { name, descriptor, done } => {
-                let state = [NotifyState::FdStore, NotifyState::FdName(&name), NotifyState::Custom("FDPOLL=0")];
-                let said = tell(&name, &state, &[descriptor.as_fd()]);
-                let _ = done.send(said);
+            Ok(Order::Keep { name, descriptor, done }) => {
+                let keep = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n");
+                let kept = paid.and_then(|()| mouth.tell(&keep, descriptor.as_fd()));
+                let _ = done.send(kept.is_ok());
             }
-            Order::Forget { name } => {
-                tell(&name, &[NotifyState::FdStoreRemove, NotifyState::FdName(&name)], &[]);
+            Ok(Order::Forget { name }) => {
+                mouth.owed.push_back(name);
+                if paid.is_ok() {
+                    let _ = mouth.pay();
+                }
             }
-            Order::Settle { with_manager, done } => {
-                if with_manager && let Err(error) = barrier() {
+            Ok(Order::Settle { with_manager, done }) => {
+                if with_manager && let Err(error) = paid.and_then(|()| mouth.barrier()) {
                     tracing::debug!(%error, "it is not known what the service manager still keeps");
                 }
                 let _ = done.send(());
             }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-fn tell(name: &str, state: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) -> bool {
-    match sd_notify::notify_with_fds(state, descriptors) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(%error, name, "the service manager cannot be told what to keep");
-            false
+/// What talks to the manager.
+#[derive(Debug, Default)]
+struct Mouth {
+    /// What it is still to be told to forget, the oldest first. Nothing is said before that: a name may be used again.
+    owed: VecDeque<String>,
+    /// It took no message in time. Nobody waits for it again before it takes one.
+    is_full: bool,
+    /// How often it has taken none since.
+    tries: u32,
+}
+
+impl Mouth {
+    fn tell<'f>(&mut self, text: &str, descriptor: impl Into<Option<BorrowedFd<'f>>>) -> io::Result<()> {
+        let patience = if self.is_full { Duration::ZERO } else { PATIENCE };
+        let told = service_manager::tell(text, descriptor.into().as_slice(), patience);
+        let was_full = std::mem::replace(&mut self.is_full, is_full(&told));
+        self.tries = if self.is_full { self.tries.saturating_add(1) } else { 0 };
+        if let Err(error) = &told
+            && !was_full
+        {
+            tracing::warn!(%error, "the service manager cannot be told what to keep");
+        }
+        told
+    }
+
+    /// Says what is owed.
+    fn pay(&mut self) -> io::Result<()> {
+        while let Some(name) = self.owed.front() {
+            let told = self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), None);
+            if is_full(&told) {
+                return told;
+            }
+            self.owed.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Waits as `sd_notify_barrier(3)` does: the manager closes the descriptor once it comes to this message.
+    fn barrier(&mut self) -> io::Result<()> {
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+        self.tell("BARRIER=1\n", theirs.as_fd())?;
+        drop(theirs);
+        let mut end = [PollFd::new(ours.as_fd(), PollFlags::empty())];
+        match poll(&mut end, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX))? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
         }
     }
 }
 
-/// Waits as `sd_notify_barrier(3)` does: the manager closes the descriptor once it comes to this message.
-fn barrier() -> io::Result<()> {
-    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-    sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
-    drop(theirs);
-    let mut end = [PollFd::new(ours.as_fd(), PollFlags::empty())];
-    match poll(&mut end, PollTimeout::from(SETTLE_MS))? {
-        0 => Err(io::ErrorKind::TimedOut.into()),
-        _ => Ok(()),
-    }
+fn is_full(told: &io::Result<()>) -> bool {
+    told.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 #[cfg(test)]
@@ -277,5 +344,51 @@ mod tests {
         assert_eq!(all.len(), NAMES_BYTES_MAX / 100);
         drop(all);
         assert!(roomy.enter(&name).is_some(), "what is forgotten makes room");
+    }
+
+    /// A store whose orders nobody carries out but the test.
+    fn store() -> (FdStore, Receiver<Order>) {
+        let store = FdStore(Arc::new(Shared { exists: true, ..Shared::with_room_for(9) }));
+        let (orders, ordered) = channel();
+        store.0.orders.set(Some(orders)).expect("nothing was said yet");
+        (store, ordered)
+    }
+
+    #[test]
+    fn nobody_passes_while_another_waits_for_a_socket_that_was_forgotten() {
+        let (store, ordered) = store();
+        store.forget(&format!("x{LISTENER}"));
+        assert!(matches!(ordered.recv(), Ok(Order::Forget { .. })));
+        let is_closed = Arc::new(AtomicBool::new(false));
+        let launch = || {
+            let (store, is_closed) = (store.clone(), Arc::clone(&is_closed));
+            thread::spawn(move || {
+                store.settle_listeners();
+                assert!(is_closed.load(Ordering::SeqCst), "the manager still has it");
+            })
+        };
+        let first = launch();
+        let Ok(Order::Settle { with_manager: true, done }) = ordered.recv() else { panic!("it is not waited for") };
+        let second = launch();
+        // One that passed would have ended by then.
+        (0..10_000).take_while(|_| !second.is_finished()).for_each(|_| thread::yield_now());
+        is_closed.store(true, Ordering::SeqCst);
+        done.send(()).expect("it waits");
+        first.join().expect("no panic");
+        second.join().expect("no panic");
+        store.settle_listeners();
+        assert!(ordered.try_recv().is_err(), "and what is settled is not waited for again");
+    }
+
+    #[test]
+    fn what_came_to_nobody_is_not_to_be_forgotten() {
+        let (store, ordered) = store();
+        let keeper = thread::spawn(move || {
+            let Ok(Order::Keep { done, .. }) = ordered.recv() else { panic!("nothing is to be kept") };
+            done.send(false).expect("it waits");
+            ordered
+        });
+        assert!(store.keep("x.notify", io::stdin()).is_none());
+        assert!(keeper.join().expect("no panic").try_recv().is_err());
     }
 }

@@ -1,6 +1,11 @@
 //! What the broker says to the service manager: that it is ready, lives, reloads or ends, and in a sentence what goes on.
 //!
-//! Owns the words; when they are due is decided in `core::notices`. Costs nothing where nobody asked to be told.
+//! Owns the words; when they are due is decided in `core::notices`. Costs nothing where nobody asked to be told, and never
+//! waits: a manager that has no room is told when it has some.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
 
 use broker_proto::State;
 use sd_notify::NotifyState;
@@ -8,12 +13,16 @@ use sd_notify::NotifyState;
 use super::clock::now;
 use super::driver::{Driver, Leave};
 use crate::core::Timestamp;
-use crate::core::notices::Notices;
+use crate::core::notices::{Due, Notices};
+use crate::net::service_manager::{self, tell};
 use crate::process::printable::printable_line;
 use crate::services::{Problem, Severity};
 
 /// The longest status, in bytes: the manager passes over a message of more than 4,096.
 const STATUS_MAX: usize = 1024;
+
+/// How many turns wait for a manager that has no room for them: the oldest give way.
+const TURNS_MAX: usize = 64;
 
 /// The service manager, as the broker knows it.
 #[derive(Debug, Default)]
@@ -22,6 +31,8 @@ pub(super) struct Manager {
     notices: Option<Notices>,
     /// The status that was told last.
     said: String,
+    /// What must be heard, in this order, and was not: that the broker is ready, reloads, or stops.
+    turns: VecDeque<String>,
     /// Readings of the service files that are under way.
     reloads: usize,
     is_leaving: bool,
@@ -35,8 +46,7 @@ impl Manager {
     pub(super) fn of_process() -> Self {
         // SAFETY: there is no other thread that could read the environment.
         let watchdog = unsafe { sd_notify::watchdog_enabled_and_unset_env() };
-        let is_there = std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty());
-        Self { notices: is_there.then(|| Notices::new(now(), watchdog)), ..Self::default() }
+        Self { notices: service_manager::is_there().then(|| Notices::new(now(), watchdog)), ..Self::default() }
     }
 
     /// Whether a service manager started this process, and wants to be told.
@@ -56,30 +66,69 @@ impl Manager {
         self.notices.as_ref().and_then(Notices::next_deadline)
     }
 
-    fn send(&mut self, states: &[NotifyState<'_>]) {
-        match sd_notify::notify(states) {
-            Ok(()) => self.is_unheard = false,
-            Err(error) if !self.is_unheard => {
-                self.is_unheard = true;
-                tracing::warn!(%error, "cannot notify the service manager");
-            }
-            Err(_) => {}
+    /// Tells of a turn, and what goes on then.
+    fn say_turn(&mut self, states: &[NotifyState<'_>], status: String) {
+        let Some(notices) = &mut self.notices else { return };
+        notices.told(now());
+        let is_news = status != self.said;
+        let states = states.iter().cloned().chain(is_news.then_some(NotifyState::Status(&status)));
+        self.turns.extend(Some(text(states)).filter(|text| !text.is_empty()));
+        if self.turns.len() > TURNS_MAX {
+            self.turns.pop_front();
+        }
+        self.said = status;
+        self.send("", Due::default());
+    }
+
+    /// Tells what is due, and what goes on if that is news.
+    fn say(&mut self, states: &[NotifyState<'_>], status: Option<String>, due: Due) {
+        let status = status.filter(|status| *status != self.said);
+        let text = text(states.iter().cloned().chain(status.as_deref().map(NotifyState::Status)));
+        if self.send(&text, due) {
+            self.said = status.unwrap_or_else(|| std::mem::take(&mut self.said));
         }
     }
 
-    /// Tells what goes on, behind other states.
-    fn say(&mut self, states: &[NotifyState<'_>], status: String) {
-        let Some(notices) = &mut self.notices else { return };
-        notices.told(now());
-        let mut all = states.to_vec();
-        if status != self.said {
-            all.push(NotifyState::Status(&status));
+    /// Sends what waits, and then this; whether it was sent.
+    fn send(&mut self, text: &str, due: Due) -> bool {
+        let Some(notices) = &mut self.notices else { return false };
+        if text.is_empty() && self.turns.is_empty() {
+            notices.heard();
+            return true;
         }
-        if !all.is_empty() {
-            self.send(&all);
+        match send_all(&mut self.turns, text) {
+            Ok(()) => {
+                notices.heard();
+                self.is_unheard = false;
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && notices.refused(now(), due) => false,
+            Err(error) => {
+                self.turns.clear();
+                self.said.clear();
+                if !std::mem::replace(&mut self.is_unheard, true) {
+                    tracing::warn!(%error, "cannot notify the service manager");
+                }
+                false
+            }
         }
-        self.said = status;
     }
+}
+
+fn send_all(turns: &mut VecDeque<String>, text: &str) -> io::Result<()> {
+    while let Some(turn) = turns.front() {
+        tell(turn, &[], Duration::ZERO)?;
+        turns.pop_front();
+    }
+    match text {
+        "" => Ok(()),
+        text => tell(text, &[], Duration::ZERO),
+    }
+}
+
+/// A message, a statement a line.
+fn text<'s>(states: impl Iterator<Item = NotifyState<'s>>) -> String {
+    states.map(|state| format!("{state}\n")).collect()
 }
 
 impl Driver {
@@ -89,7 +138,7 @@ impl Driver {
         if let Some(notices) = &mut self.manager.notices {
             notices.began(now());
         }
-        self.manager.say(&[NotifyState::Ready], status);
+        self.manager.say_turn(&[NotifyState::Ready], status);
     }
 
     /// Says what is due.
@@ -107,11 +156,9 @@ impl Driver {
         if let Some(longer) = due.extension {
             states.push(NotifyState::ExtendTimeoutUsec(u32::try_from(longer.as_micros()).unwrap_or(u32::MAX)));
         }
-        if due.status {
-            let status = self.status_sentence(None);
-            self.manager.say(&states, status);
-        } else if !states.is_empty() {
-            self.manager.send(&states);
+        if due != Due::default() {
+            let status = due.status.then(|| self.status_sentence(None));
+            self.manager.say(&states, status, due);
         }
     }
 
@@ -124,7 +171,8 @@ impl Driver {
         // A manager of systemd 253 and newer wants the time, to know which reload this is.
         let time = NotifyState::monotonic_usec_now();
         let states: Vec<_> = std::iter::once(NotifyState::Reloading).chain(time).collect();
-        self.manager.say(&states, "reading the service files again".to_owned());
+        self.manager.say_turn(&states, "reading the service files again".to_owned());
+        self.arm();
     }
 
     /// Says that the service files have been read, and what came of it.
@@ -136,7 +184,8 @@ impl Driver {
         let status = self.status_sentence(Some(outcome));
         let is_last = self.manager.reloads == 0;
         let states: &[NotifyState<'_>] = if is_last { &[NotifyState::Ready] } else { &[] };
-        self.manager.say(states, status);
+        self.manager.say_turn(states, status);
+        self.arm();
     }
 
     /// Says that the broker is on its way out, by whatever it was made to go.
@@ -145,8 +194,9 @@ impl Driver {
         notices.leaving(now());
         self.manager.is_leaving = true;
         let status = self.status_sentence(None);
-        self.manager.say(&[NotifyState::Stopping], status);
+        self.manager.say_turn(&[NotifyState::Stopping], status);
         self.tell_due();
+        self.arm();
     }
 
     /// What goes on, in one line, behind what came of a reload.

@@ -6,4 +6,5 @@ pub(crate) mod appearance;
 pub(crate) mod endpoint;
 pub(crate) mod notify_socket;
 pub(crate) mod ownership;
+pub(crate) mod service_manager;
 pub(crate) mod sock_diag;
