@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use super::driver::Driver;
@@ -85,12 +85,12 @@ pub(super) fn watch_notify(driver: Handle, id: BackendId, generation: u64, ear: 
                 Ok(Some(message)) => {
                     let is_remembered = message.ready || message.extend_timeout.is_some();
                     let Some(driver) = driver.upgrade() else { return };
-                    driver.borrow_mut().hear(id, generation, message);
+                    let is_heard = driver.borrow_mut().hear(id, generation, message);
                     if is_kept {
-                        let written = is_remembered.then(|| driver.borrow().written());
+                        let journal = driver.borrow().journal.clone();
                         drop(driver);
-                        if let Some(written) = written {
-                            let _ = written.await;
+                        if is_heard && is_remembered {
+                            journal.written().await;
                         }
                         let _ = ear.socket.receive();
                     }
@@ -103,12 +103,12 @@ pub(super) fn watch_notify(driver: Handle, id: BackendId, generation: u64, ear: 
 }
 
 impl Driver {
-    /// Takes what was said on the notify socket of a generation, if it was said by its backend.
-    fn hear(&mut self, id: BackendId, generation: u64, message: Message) {
+    /// Takes what was said on the notify socket of a generation, if it was said by its backend; whether it was.
+    fn hear(&mut self, id: BackendId, generation: u64, message: Message) -> bool {
         if !self.may_speak(id, generation, message.sender) {
             let backend = self.registry.get(id).map(|(key, _)| tracing::field::display(key));
             tracing::warn!(backend, generation, sender = ?message.sender, "a stranger wrote to a notify socket");
-            return;
+            return false;
         }
         let status = message.status.map(Word::Status);
         let extension = message.extend_timeout.map(Word::ExtendTimeout);
@@ -116,21 +116,7 @@ impl Driver {
         for word in status.into_iter().chain(extension).chain(ready) {
             self.dispatch(id, Event::Notified { generation, word });
         }
-    }
-
-    /// Is over once the journal has what it was told until now, or cannot be written.
-    fn written(&self) -> oneshot::Receiver<()> {
-        let (done, written) = oneshot::channel();
-        let journal = self.journal.clone();
-        let job = move || {
-            journal.flush();
-            // Who waited may be over.
-            let _ = done.send(());
-        };
-        if let Err(error) = self.pool.run(job) {
-            tracing::warn!(%error, "no thread to wait for the journal from");
-        }
-        written
+        true
     }
 
     /// Whether a process speaks for a generation. One that has already ended cannot be looked at; the socket's folder is

@@ -153,6 +153,14 @@ impl Journal {
         self.0.shared.settle(change)
     }
 
+    /// Is over once all that was told is committed, or it is known that it cannot be now: at once where the disk is in trouble,
+    /// and within [`writer::HUNG`] where it hangs. Takes no thread meanwhile.
+    pub(crate) async fn written(&self) {
+        if let Some((written, patience)) = self.0.shared.written() {
+            let _ = tokio::time::timeout(patience, written).await;
+        }
+    }
+
     /// Blocks until all that was told is committed: true; or until an attempt made for it has failed, or the disk has
     /// not answered within [`writer::PATIENCE`]: false.
     pub(crate) fn flush(&self) -> bool {

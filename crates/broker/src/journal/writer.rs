@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use crate::core::registry::BackendKey;
 
 use super::disk::{Begun, Disk, DiskError, Whole};
@@ -17,6 +19,9 @@ use super::{Change, Health, Row, Trouble};
 
 /// How long somebody waits for the disk before it counts as hung.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an attempt takes before nobody waits for it any more who can go on without.
+pub(super) const HUNG: Duration = Duration::from_millis(500);
 
 /// The pause after the first failure; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -57,6 +62,8 @@ struct State {
     retry_at: Option<Instant>,
     /// Somebody waits for an attempt now, pause or not.
     is_urgent: bool,
+    /// Whose wait is over with this: once everything up to the number is committed, or in trouble.
+    awaited: Vec<(u64, oneshot::Sender<()>)>,
     /// The last handle is gone.
     is_closing: bool,
     /// The file while no thread has it.
@@ -81,6 +88,7 @@ impl Shared {
             pause: Duration::ZERO,
             retry_at: None,
             is_urgent: false,
+            awaited: Vec::new(),
             is_closing: false,
             set_aside: disk.take_set_aside(),
             parked: Some(disk),
@@ -130,6 +138,25 @@ impl Shared {
         })
     }
 
+    /// What is over once all that was told until now is committed, or in trouble, and how long to wait for that; none where
+    /// there is nothing to wait for.
+    pub(super) fn written(&self) -> Option<(oneshot::Receiver<()>, Duration)> {
+        let mut state = self.lock();
+        let busy = state.busy_since.map_or(Duration::ZERO, |since| since.elapsed());
+        if busy >= PATIENCE {
+            self.hangs(&mut state);
+        }
+        let patience = HUNG.saturating_sub(busy);
+        if state.committed >= state.told || state.trouble.is_some() || patience.is_zero() {
+            return None;
+        }
+        let (done, written) = oneshot::channel();
+        let told = state.told;
+        state.awaited.retain(|(_, done)| !done.is_closed());
+        state.awaited.push((told, done));
+        Some((written, patience))
+    }
+
     pub(super) fn health(&self) -> Health {
         let state = self.lock();
         Health {
@@ -176,12 +203,16 @@ impl Shared {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                self.distress(&mut state, format!("the disk has not answered for {} s", PATIENCE.as_secs()));
-                self.done.notify_all();
+                self.hangs(&mut state);
                 return false;
             }
             state = self.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn hangs(&self, state: &mut State) {
+        self.distress(state, format!("the disk has not answered for {} s", PATIENCE.as_secs()));
+        self.done.notify_all();
     }
 
     /// Starts the thread. If the system has none to give, the next change tries again.
@@ -302,6 +333,7 @@ impl Shared {
 
     fn committed(&self, state: &mut State, told: u64) {
         state.committed = told;
+        state.awaited.retain(|(number, _)| *number > told);
         state.dirty.retain(|_, number| *number > told);
         (state.pause, state.retry_at) = (Duration::ZERO, None);
         if state.trouble.take().is_some() {
@@ -325,6 +357,7 @@ impl Shared {
         }
         let path = self.path.display();
         tracing::warn!(%path, "the journal cannot be written, and is kept in memory until it can: {what}");
+        state.awaited.clear();
         state.trouble = Some(Trouble { since: jiff::Timestamp::now(), what });
         state.since = Instant::now();
     }

@@ -226,6 +226,31 @@ fn a_lock_that_another_process_keeps_is_trouble_and_goes_by() {
     assert_has_twenty_and(&path, "a");
 }
 
+#[tokio::test]
+async fn who_can_go_on_without_the_disk_does_not_wait_until_it_counts_as_hung() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    let journal = twenty(&path);
+    journal.tell(told("a", 1, Phase::Starting));
+    journal.written().await;
+    assert_has_twenty_and(&path, "a");
+
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    journal.tell(told("a", 1, Phase::Ready));
+    journal.written().await;
+    assert!(journal.health().trouble.is_none(), "nothing is known of the disk yet");
+    assert!(!journal.settle(told("a", 2, Phase::Starting)));
+    journal.tell(told("a", 2, Phase::Ready));
+    assert!(journal.0.shared.written().is_none(), "in trouble nobody waits");
+    other.execute_batch("ROLLBACK").unwrap();
+    drop(other);
+    wait_for("the journal heals by itself", || journal.health().trouble.is_none());
+    journal.tell(told("a", 3, Phase::Ready));
+    journal.written().await;
+    assert_eq!(on_disk(&path)[0], ("a".to_owned(), 3, "ready".to_owned(), None));
+}
+
 #[test]
 fn a_full_disk_is_trouble_until_there_is_room() {
     if !geteuid().is_root() {
