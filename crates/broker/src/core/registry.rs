@@ -51,7 +51,7 @@ pub(crate) struct Registry {
     slots: ById<BackendId, Slot>,
     deadlines: BTreeSet<(Timestamp, BackendId)>,
     /// Forgotten, and nobody was told yet.
-    forgotten: Vec<BackendKey>,
+    forgotten: Vec<(BackendId, BackendKey)>,
     /// The highest generation of a forgotten backend. New ones begin above it: what was written down of one that was
     /// forgotten, and is back, must not be taken for newer.
     floor: u64,
@@ -94,7 +94,7 @@ impl Registry {
     }
 
     /// The backends that were forgotten since this was asked last.
-    pub(crate) fn take_forgotten(&mut self) -> Vec<BackendKey> {
+    pub(crate) fn take_forgotten(&mut self) -> Vec<(BackendId, BackendKey)> {
         std::mem::take(&mut self.forgotten)
     }
 
@@ -118,7 +118,7 @@ impl Registry {
             let keep = !slot.backend.is_forgettable(now);
             if !keep {
                 ids.remove(&slot.key);
-                forgotten.push(slot.key.clone());
+                forgotten.push((*id, slot.key.clone()));
                 *floor = (*floor).max(slot.backend.memory().generation);
                 slot.deadline.inspect(|&deadline| {
                     deadlines.remove(&(deadline, *id));
@@ -203,10 +203,10 @@ mod tests {
         let running = registry.open(now, &key("a"), policies()).expect("room");
         let waiter = Waiter { ticket: Ticket(1), deadline: None, holds: true };
         registry.handle(now, running, Event::Hello(waiter), &mut Vec::new());
-        registry.open(now, &key("b"), policies()).expect("room");
+        let rests = registry.open(now, &key("b"), policies()).expect("room");
         registry.open(now, &key("c"), policies()).expect("b rests and is forgotten");
         assert_eq!((registry.find(&key("a")), registry.find(&key("b"))), (Some(running), None));
-        assert_eq!((registry.take_forgotten(), registry.take_forgotten()), (vec![key("b")], vec![]));
+        assert_eq!((registry.take_forgotten(), registry.take_forgotten()), (vec![(rests, key("b"))], vec![]));
         let c = registry.find(&key("c")).expect("registered");
         registry.handle(now, c, Event::Hello(Waiter { ticket: Ticket(2), ..waiter }), &mut Vec::new());
         assert_eq!(registry.open(now, &key("d"), policies()), Err(Full { limit: 2 }));

@@ -126,16 +126,17 @@ impl Driver {
             return Ok(self.restore(&key, memory, definition));
         }
         let policies = hosted::policies(definition, self.config.limits.waiters_per_backend);
-        let id = self.registry.open(now(), &key, policies).map_err(|full| {
+        let opened = self.registry.open(now(), &key, policies);
+        for (id, key) in self.registry.take_forgotten() {
+            self.journal.tell(Change::Forgotten { key });
+            let forgotten = self.hosted.remove(&id);
+            forgotten.iter().flat_map(|hosted| &hosted.listener).for_each(Held::remove);
+        }
+        let id = opened.map_err(|full| {
             let reason = format!("{} backends are in use already, which is the limit", full.limit);
             Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))
         })?;
         self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
-        self.registry.take_forgotten().into_iter().for_each(|key| self.journal.tell(Change::Forgotten { key }));
-        let registry = &self.registry;
-        for (_, forgotten) in self.hosted.extract_if(|id, _| registry.get(*id).is_none()) {
-            forgotten.listener.iter().for_each(Held::remove);
-        }
         Ok(id)
     }
 
