@@ -154,19 +154,27 @@ fn a_drained_backend_refuses_new_clients_until_start() {
 }
 
 fn a_client_that_is_refused_without_end_does_not_fill_the_log() {
-    let mut broker = Broker::start(&[&Service::fake("x", &[])]);
+    let absent = Service::named("absent").command("1.0.0", &["/nowhere/at-all"]);
+    let mut broker = Broker::start(&[&Service::fake("x", &[]), &absent]);
     let _ = broker.resolve("x");
     let _ = broker.ctl(&["drain", "x"]).done();
     let mut session = broker.session();
-    let asked: Vec<_> = (0..500).map(|_| session.hello("x")).collect();
-    for id in asked {
-        let refusal = session.answer(id).expect_err("it is drained");
-        assert_eq!(refusal.code, Code::ShuttingDown, "each is answered");
+    // Each of them is a start.
+    for _ in 0..300 {
+        assert_eq!(session.resolve("absent").expect_err("it cannot be executed").code, Code::SpawnFailed);
+    }
+    for (service, code) in [("x", Code::ShuttingDown), ("unknown", Code::ServiceUnknown)] {
+        let asked: Vec<_> = (0..500).map(|_| session.hello(service)).collect();
+        for id in asked {
+            assert_eq!(session.answer(id).expect_err(service).code, code, "each is answered");
+        }
     }
     broker.signal(Signal::SIGTERM);
     assert!(broker.ended().success());
-    let told = broker.log().matches("refused: ").count();
-    assert!((1..500).contains(&told), "{told} lines of 500");
+    for (line, times) in [("starting backend=absent", 300), ("not started: ", 300), ("refused: ", 1300)] {
+        let told = broker.log().matches(line).count();
+        assert!((1..times).contains(&told), "{told} lines of {times}: {line}");
+    }
     broker.may_leave_processes();
 }
 

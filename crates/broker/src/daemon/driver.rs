@@ -125,6 +125,8 @@ pub(super) struct Driver {
     pub(super) logs: Logs,
     /// How many refusals the log was told of lately.
     pub(super) refusals_told: Quota,
+    /// How many starts: of what cannot be executed there is one for each Hello.
+    pub(super) starts_told: Quota,
     pub(super) next_number: u64,
     /// The newest reading of the service files that was taken over.
     pub(super) newest_load: u64,
@@ -219,6 +221,7 @@ impl Driver {
                 over: Rc::new(Notify::new()),
                 logs: Logs::default(),
                 refusals_told: Quota::default(),
+                starts_told: Quota::default(),
                 next_number: 1,
                 newest_load: 0,
                 queue: VecDeque::new(),
@@ -239,6 +242,15 @@ impl Driver {
         let withheld = self.refusals_told.take(now());
         if let Some(withheld @ 1..) = withheld {
             tracing::info!(withheld, "so many refusals are not told here");
+        }
+        withheld.is_some()
+    }
+
+    /// The same of starts that begin. What comes of each is told in any case, or is a refusal.
+    pub(super) fn tells_start(&mut self) -> bool {
+        let withheld = self.starts_told.take(now());
+        if let Some(withheld @ 1..) = withheld {
+            tracing::info!(withheld, "so many beginnings of a start are not told here");
         }
         withheld.is_some()
     }

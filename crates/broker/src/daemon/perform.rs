@@ -97,10 +97,12 @@ impl Driver {
     fn start(&mut self, id: BackendId, generation: u64) {
         let Some((key, _)) = self.registry.get(id) else { return };
         let key = key.clone();
+        if self.tells_start() {
+            tracing::info!(backend = %key, generation, "starting");
+        }
         let Some(hosted) = self.hosted.get_mut(&id) else { return };
         hosted.exit = None;
         let definition = Arc::clone(&hosted.definition);
-        tracing::info!(backend = %key, generation, "starting");
         let socket = match &definition.endpoint {
             services::Endpoint::Unix { path: Some(path) } => path.clone(),
             services::Endpoint::Unix { path: None } | services::Endpoint::Tcp { .. } => self.places.socket(&key),
@@ -161,7 +163,10 @@ impl Driver {
         let launched = match result {
             Ok(launched) => *launched,
             Err(refusal) => {
-                tracing::warn!(backend = %key, generation, code = %refusal.code, "not started: {}", refusal.reason);
+                let key = key.clone();
+                if self.tells_refusal() {
+                    tracing::warn!(backend = %key, generation, code = %refusal.code, "not started: {}", refusal.reason);
+                }
                 self.unwatch(id);
                 self.remember_end(id, generation, &Trace::default());
                 if let Some(hosted) = self.hosted.get_mut(&id) {

@@ -33,11 +33,13 @@ impl Driver {
             ClientMessage::Hello(hello) => {
                 let request_id = hello.request_id;
                 if let Err(refusal) = self.hello(session, &hello) {
-                    tracing::info!(
-                        session = session.id.0, pid = session.pid, uid = session.peer.uid,
-                        client = %hello.client.name.escape_debug(), service = %hello.service.escape_debug(),
-                        code = %refusal.code, "refused: {}", refusal.reason
-                    );
+                    if self.tells_refusal() {
+                        tracing::info!(
+                            session = session.id.0, pid = session.pid, uid = session.peer.uid,
+                            client = %hello.client.name.escape_debug(), service = %hello.service.escape_debug(),
+                            code = %refusal.code, "refused: {}", refusal.reason
+                        );
+                    }
                     session.refuse(request_id, *refusal);
                 }
             }
