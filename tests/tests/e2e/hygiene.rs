@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use broker_tests::{Broker, Service, Setup, trials, wait_for, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::recovery::kill_backend;
@@ -20,6 +21,7 @@ trials![
     names_in_braces_are_filled_in,
     signals_and_limits_are_reset,
     every_start_has_a_log_of_its_own_and_old_ones_are_kept_up_to_a_number,
+    what_logs_to_the_journal_is_looked_for_there_by_the_next_broker_too,
 ];
 
 fn facts_of(service: &Service, name: &str, facts: &str) -> (Broker, Value, Value) {
@@ -175,4 +177,19 @@ fn every_start_has_a_log_of_its_own_and_old_ones_are_kept_up_to_a_number() {
     assert_eq!(logs["logs"][0]["path"], seen[3].as_str());
     assert_eq!(logs["logs"][0]["previous"], json!([seen[1], seen[2]]), "oldest first");
     assert!(seen[1..].iter().all(|path| Path::new(path).exists()));
+}
+
+fn what_logs_to_the_journal_is_looked_for_there_by_the_next_broker_too() {
+    let mut broker = Broker::start(&[&Service::fake("x", &[])]);
+    let _ = broker.resolve("x");
+    let old = broker.backend("x")["log_path"].clone();
+    let _ = broker.ctl(&["stop", "x"]).done();
+    broker.write_service(&Service::fake("x", &[]).in_journal());
+    broker.signal(Signal::SIGTERM);
+    assert!(broker.ended().success());
+    broker.start_again();
+    let logs = broker.ctl_json(&["logs", "x"]).done().json();
+    let log = &logs["logs"][0];
+    assert_eq!((&log["path"], &log["journal"]["identifier"]), (&Value::Null, &"x".into()), "{log}");
+    assert_eq!(log["previous"], json!([old]));
 }

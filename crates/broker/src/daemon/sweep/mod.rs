@@ -32,7 +32,7 @@ use crate::journal::{Change, Row, Unreadable};
 use crate::process::group::Tree;
 use crate::process::log_file;
 use crate::process::log_place::LogPlace;
-use crate::services::Definition;
+use crate::services::{Definition, Log};
 
 /// How it went, for the log.
 #[derive(Debug, Default)]
@@ -136,7 +136,9 @@ impl Driver {
         if let Some(hosted) = self.hosted.get_mut(&id) {
             hosted.listener = held;
             hosted.removed = newest.is_none();
+            // A file of one that logs to the journal is an old one.
             let newest = || Some(LogPlace::File(log_file::list(&self.places.logs(&key)).ok()?.pop()?));
+            let newest = || newest().filter(|_| hosted.definition.log != Log::Journal);
             hosted.log = start.as_ref().and_then(|start| start.log.clone()).or_else(newest);
         }
         self.remember(id);
