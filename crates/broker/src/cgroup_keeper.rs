@@ -14,14 +14,11 @@ use std::process::ExitCode;
 use nix::sys::signal::{SigSet, Signal};
 use sd_notify::NotifyState;
 
-use crate::process::cgroup::LIMITING;
+use crate::process::cgroup::{KEEPER, LIMITING};
 use crate::process::cgroup::hierarchy::{self, NoCgroup};
 
 /// The option that makes a brokerd a keeper. It stands alone.
 const MODE: &str = "--keep-cgroup";
-
-/// The leaf that the keeper itself lives in: a cgroup that hands controllers down may have no processes of its own.
-const LEAF: &str = "keeper";
 
 /// It is not in a unit made for this; as sysexits.h has it, something is set up wrongly, and trying again does not help.
 const EXIT_NOT_DELEGATED: u8 = 78;
@@ -83,7 +80,7 @@ fn keep() -> Result<(), KeeperError> {
     if !is_delegated(&unit) {
         return Err(KeeperError::NotDelegated(unit));
     }
-    let leaf = unit.join(LEAF);
+    let leaf = unit.join(KEEPER);
     match fs::create_dir(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(KeeperError::Cgroup { what: "make the cgroup", path: leaf, source: error });
