@@ -14,8 +14,8 @@ use std::process::ExitCode;
 use nix::sys::signal::{SigSet, Signal};
 use sd_notify::NotifyState;
 
-use crate::process::cgroup::{KEEPER, LIMITING};
 use crate::process::cgroup::hierarchy::{self, NoCgroup};
+use crate::process::cgroup::{KEEPER, LIMITING};
 
 /// The option that makes a brokerd a keeper. It stands alone.
 const MODE: &str = "--keep-cgroup";

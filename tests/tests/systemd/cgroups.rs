@@ -11,6 +11,7 @@ trials![
     the_unit_of_the_backends_is_restarted_with_the_broker,
     what_is_killed_with_its_unit_did_not_crash,
     a_keeper_that_dies_takes_all_with_it_and_comes_back,
+    nothing_is_started_while_the_unit_is_not_there,
     a_durable_process_runs_through_a_restart_of_the_broker,
     a_durable_process_whose_unit_is_stopped_is_run_again,
     a_broker_without_a_unit_for_its_backends_says_so,
@@ -146,6 +147,22 @@ fn a_keeper_that_dies_takes_all_with_it_and_comes_back() {
     let backend = backend(&machine, "polite");
     assert_eq!((&backend["state"], &backend["crashes_in_window"]), (&"inactive".into(), &0.into()), "{backend}");
     assert!(machine.cgroup_of(pid_of(&machine.resolve("polite"))).starts_with(PLACE));
+}
+
+fn nothing_is_started_while_the_unit_is_not_there() {
+    let machine = Machine::boot();
+    machine.service(&Service::fake("x", &[]));
+    // It comes back when it is told to.
+    machine.drop_in(BACKENDS, "[Service]\nRestartSec=1h\n");
+    machine.systemctl(&["start", BROKER]);
+    machine.signal(machine.main_pid(BACKENDS), Signal::SIGKILL);
+    wait_until("its cgroup is removed", || !machine.exists(&format!("/sys/fs/cgroup{PLACE}")));
+    let refused = machine.ctl_json(&["resolve", "x"]).exits(75).json();
+    assert_eq!(refused["refused"]["code"], "shutting_down", "{refused}");
+    assert!(machine.starts("x").is_empty(), "not in the broker's own unit");
+    machine.systemctl(&["restart", BACKENDS]);
+    wait_until_up(&machine);
+    assert!(machine.cgroup_of(pid_of(&machine.resolve("x"))).starts_with(PLACE));
 }
 
 fn a_durable_process_runs_through_a_restart_of_the_broker() {

@@ -16,7 +16,7 @@ use nix::unistd::pipe2;
 use super::records::RecordError;
 use crate::core::durable::Found;
 use crate::core::limits::Unenforced;
-use crate::daemon::cgroups::{Cgroups, Made};
+use crate::daemon::cgroups::{Cgroups, Closing, Made};
 use crate::process::boot::boot_id;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::open_if;
@@ -141,7 +141,9 @@ pub(super) fn launch(
     let id = folder.path().file_name().unwrap_or_default().to_string_lossy();
     // What cannot be read has no limits, and its reaper declines.
     let limits = folder.spec().map(|spec| spec.limits).unwrap_or_default();
-    let Made { cgroup, unenforced } = cgroups.make(&cgroup_name(&id, attempt), &limits);
+    let made = cgroups.make(&cgroup_name(&id, attempt), &limits);
+    let Made { cgroup, unenforced } =
+        made.map_err(|Closing| failed("make a cgroup")(io::Error::other("the unit of all backends is not there")))?;
     for Unenforced { limit, why } in unenforced {
         tracing::warn!(process = %id, limit, why, "a limit is not enforced");
     }

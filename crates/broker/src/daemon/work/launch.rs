@@ -12,7 +12,7 @@ use crate::core::backend::RETRY_HINT;
 use crate::core::limits::Unenforced;
 use crate::core::millis_up;
 use crate::core::registry::BackendKey;
-use crate::daemon::cgroups::{Cgroups, Made};
+use crate::daemon::cgroups::{Cgroups, Closing, Made};
 use crate::daemon::fd_store::FdStore;
 use crate::daemon::hosted::{Ear, Held, Launched, Main};
 use crate::daemon::ledger::Start;
@@ -57,10 +57,7 @@ pub(in crate::daemon) struct Order {
 /// Starts the daemon. Returns once its program is executed.
 pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<Refusal>> {
     if order.cgroups.are_closing() {
-        // What began there now would be killed with it; and systemd waits for that.
-        let refusal =
-            Refusal::new(Code::ShuttingDown, "the unit that all backends live in is being stopped or restarted");
-        return Err(Box::new(refusal.retry_after_ms(millis_up(RETRY_HINT))));
+        return Err(refusal_of(&Closing));
     }
     make_private(&order.data, None)
         .map_err(|error| failed(format!("cannot make the folder `{}`", order.data.display()), &error))?;
@@ -93,7 +90,8 @@ fn launch_at(
     // Programs are looked for before the log is made: what cannot run leaves no trace, and no log gives way to it.
     let commands = Commands::find(&surroundings)?;
     let name = start_name(&order.key, order.start.generation);
-    let Made { cgroup, unenforced } = order.cgroups.make(&name, &definition.limits);
+    let made = order.cgroups.make(&name, &definition.limits);
+    let Made { cgroup, unenforced } = made.map_err(|closing| refusal_of(&closing))?;
     let (cgroup, opened) = cgroup.unzip();
     let (output, log) = open_log(order, cgroup.as_ref()).inspect_err(|_| cgroup.iter().for_each(Leaf::remove))?;
     let (mut daemon, probe) = commands.with_output(&surroundings, &output);
@@ -147,6 +145,11 @@ fn launch_at(
     let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
     let dies_with_broker = spawned.dies_with_parent;
     Ok(Box::new(Launched { start, endpoint, main, facts, listener, notify, probe, stream, dies_with_broker }))
+}
+
+fn refusal_of(Closing: &Closing) -> Box<Refusal> {
+    let refusal = Refusal::new(Code::ShuttingDown, "the unit that all backends live in is stopped, or being restarted");
+    Box::new(refusal.retry_after_ms(millis_up(RETRY_HINT)))
 }
 
 /// Opens what the daemon writes to: the journal where it is to and can, else a file.

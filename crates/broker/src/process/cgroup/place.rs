@@ -123,9 +123,9 @@ impl Place {
         self.kind == Kind::Unit
     }
 
-    /// Whether the unit is being taken down around what lives there: its keeper is gone.
+    /// Whether the unit is being taken down around what lives there, or is down: its keeper is gone.
     pub(crate) fn is_closing(&self) -> bool {
-        self.kind == Kind::Unit && matches!(is_populated(&self.folder.join(KEEPER)), Ok(false))
+        self.kind == Kind::Unit && (!self.is_there() || matches!(is_populated(&self.folder.join(KEEPER)), Ok(false)))
     }
 
     /// Makes the cgroup of one start.
