@@ -14,6 +14,7 @@ trials![
     nothing_is_started_while_the_unit_is_not_there,
     a_durable_process_runs_through_a_restart_of_the_broker,
     a_durable_process_whose_unit_is_stopped_is_run_again,
+    a_durable_process_is_not_run_again_in_a_unit_that_goes,
     a_broker_without_a_unit_for_its_backends_says_so,
     without_cgroups_a_restart_ends_backends_unless_the_unit_keeps_them,
     the_units_start_on_a_machine_without_cgroup2,
@@ -189,6 +190,26 @@ fn a_durable_process_whose_unit_is_stopped_is_run_again() {
     machine.write("/run/trial/go", "");
     machine.systemctl(&["start", BROKER]);
     assert_eq!(machine.ctl(&["wait", "job"]).exits(7).stdout, "1\n2\n", "what either attempt wrote");
+}
+
+fn a_durable_process_is_not_run_again_in_a_unit_that_goes() {
+    // It is asked to end, and takes its time.
+    let script = "trap '' TERM; \"$@\" & until test -e \"$0.go\"; do sleep 0.05; done; kill -9 $!";
+    let command = ["/bin/sh", "-c", script, "{starts}", "{fake-backend}", "--listen", "{endpoint}"];
+    let machine = machine(&[&Service::named("slow").command("1.0.0", &command)]);
+    let slow = pid_of(&machine.resolve("slow"));
+    let script = "echo $BROKER_PROCESS_ATTEMPT; >/run/trial/began; until test -e /run/trial/go; do sleep 0.05; done";
+    let _ = machine.ctl(&["run", "--detach", "--id", "job", "--", "sh", "-c", script]).done();
+    wait_until("it runs", || machine.exists("/run/trial/began"));
+    machine.signal(machine.main_pid(BACKENDS), Signal::SIGKILL);
+    wait_until("its next attempt is put off", || {
+        machine.journal(BROKER).contains("not started while the unit of all backends is stopped, or being restarted")
+    });
+    assert!(machine.process_exists(slow));
+    machine.write("/run/trial/go", "");
+    machine.write("/run/trial/slow.go", "");
+    assert_eq!(machine.ctl(&["wait", "job"]).done().stdout, "1\n2\n", "what either attempt wrote");
+    wait_until_up(&machine);
 }
 
 fn a_broker_without_a_unit_for_its_backends_says_so() {

@@ -81,6 +81,11 @@ impl Keeper {
         if self.is_leaving {
             return None;
         }
+        if self.parts.cgroups.are_closing() {
+            // The signal that asks what lives there to end was sent already: what came now would be waited for, and killed.
+            tracing::info!(process = %id, attempt, "not started while the unit of all backends is stopped, or being restarted");
+            return Some(Event::Hindered);
+        }
         let token = self.live.get(id)?.fencing_token;
         // The record says so first: if it is not ours any more, nothing is started.
         match self.records().map(|records| records.begin(id, token, attempt)) {
