@@ -7,11 +7,15 @@ use std::error::Error as _;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sd_notify::NotifyState;
 
 use crate::process::cgroup::hierarchy::{self, NoCgroup};
@@ -105,8 +109,20 @@ fn keep_until(end: &SigSet, status: &str) -> Result<(), KeeperError> {
     if let Err(error) = sd_notify::notify(&[NotifyState::Status(status), NotifyState::Ready]) {
         anstream::eprintln!("brokerd: warning: cannot notify the service manager: {error}");
     }
-    // An interruption by a signal of another kind is no end.
-    while end.wait().is_err() {}
+    // It is not read: as long as it waits the broker sees that this unit is going, to the very end of this process.
+    let signal = SignalFd::with_flags(end, SfdFlags::SFD_CLOEXEC).and_then(|told| {
+        loop {
+            match poll(&mut [PollFd::new(told.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                // An interruption by a signal of another kind is no end.
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+        }
+    });
+    if signal.is_err() {
+        while end.wait().is_err() {}
+    }
     Ok(())
 }
 

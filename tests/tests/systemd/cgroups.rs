@@ -1,6 +1,7 @@
 //! Backends and durable processes in cgroups of their own, below a unit that is not the broker's.
 
-use broker_tests::{Machine, Service, trials, wait_until};
+use broker_proto::{ClientMessage, Code, Hello};
+use broker_tests::{Machine, Service, Session, trials, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -10,6 +11,7 @@ trials![
     stopping_the_unit_of_the_backends_asks_them_first_and_is_no_crash,
     the_unit_of_the_backends_is_restarted_with_the_broker,
     what_is_killed_with_its_unit_did_not_crash,
+    what_ends_before_the_keeper_that_was_told_to_did_not_crash,
     a_keeper_that_dies_takes_all_with_it_and_comes_back,
     nothing_is_started_while_the_unit_is_not_there,
     a_durable_process_runs_through_a_restart_of_the_broker,
@@ -135,6 +137,34 @@ fn what_is_killed_with_its_unit_did_not_crash() {
     let backend = backend(&machine, "x");
     assert_eq!((&backend["state"], &backend["crashes_in_window"]), (&"inactive".into(), &0.into()), "{backend}");
     assert_eq!(machine.resolve("x")["generation"], 2);
+}
+
+fn what_ends_before_the_keeper_that_was_told_to_did_not_crash() {
+    let machine = machine(&[&Service::fake("x", &[])]);
+    let mut clients: Vec<Session> = (0..10).map(|_| machine.session()).collect();
+    let (pid, keeper) = (pid_of(&machine.resolve("x")), machine.main_pid(BACKENDS));
+    // What it is told waits for it until it goes on.
+    machine.signal(keeper, Signal::SIGSTOP);
+    wait_until("the keeper is stopped", || machine.read(&format!("/proc/{keeper}/stat")).contains(") T "));
+    machine.systemctl(&["kill", BACKENDS]);
+    wait_until("the daemon has ended", || !machine.process_exists(pid));
+    let asked = clients.iter_mut().map(|client| {
+        let hello = Hello { found_dead: Some(1), ..client.hello_for("x") };
+        let id = hello.request_id;
+        client.send(&ClientMessage::Hello(hello));
+        id
+    });
+    let asked: Vec<u64> = asked.collect();
+    for (client, id) in clients.iter_mut().zip(asked) {
+        assert_eq!(client.answer(id).expect_err("nothing is started there").code, Code::ShuttingDown);
+    }
+    assert_eq!(backend(&machine, "x")["crashes_in_window"], 0);
+    let events = machine.ctl(&["events"]).done().stdout;
+    assert!(events.contains("ended with the unit of all backends"), "{events}");
+    machine.signal(keeper, Signal::SIGCONT);
+    wait_until("the unit is made anew", || ![0, keeper].contains(&machine.main_pid(BACKENDS)));
+    wait_until_up(&machine);
+    assert!(machine.cgroup_of(pid_of(&machine.resolve("x"))).starts_with(PLACE));
 }
 
 fn a_keeper_that_dies_takes_all_with_it_and_comes_back() {

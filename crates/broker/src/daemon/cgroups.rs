@@ -150,11 +150,6 @@ impl Cgroups {
             }
     }
 
-    /// Whether somebody else keeps the place, who may take it down.
-    pub(super) fn are_in_a_unit(&self) -> bool {
-        self.lock().place.as_ref().is_ok_and(Place::is_a_units)
-    }
-
     /// Whether what began so ended because the place was taken down around it.
     pub(super) fn are_lost_to(&self, facts: &StartFacts) -> bool {
         facts.cgroup.as_ref().is_some_and(|cgroup| cgroup.has_lost_its_place() || self.are_closing())

@@ -38,7 +38,7 @@ impl Driver {
     /// Lets a Hello of a client wait that found a generation dead, if its end seems under way; else hands it to the
     /// machine.
     pub(super) fn hello_after(&mut self, id: BackendId, generation: u64, waiter: Waiter) {
-        let is_settled = self.main_ended(id, generation);
+        let is_settled = self.main_found_dead(id, generation);
         if !is_settled || self.is_ending(id, generation) || self.is_deaf(id, generation) {
             self.doubt(id, waiter);
         } else {

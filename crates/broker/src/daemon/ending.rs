@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use broker_proto::Endpoint;
 use nix::unistd::Pid;
@@ -12,9 +13,10 @@ use super::driver::Driver;
 use super::hosted::{Main, Running};
 use super::ledger::Start;
 use super::perform::serves;
-use super::sweep::judge::{LOOKS_FOR_HEIRS, Was, daemon_left_by};
+use super::sweep::judge::{Was, seek_daemon_left_by};
 use super::work::{self, Ending, Finished, Report};
 use super::{tasks, telling};
+use crate::core::Timestamp;
 use crate::core::backend::Event;
 use crate::core::registry::BackendId;
 use crate::failpoint;
@@ -25,11 +27,8 @@ use crate::process::identity::{self, Stat};
 use crate::process::kernel;
 use crate::process::start::Evidence;
 
-/// How often survivors are looked for while somebody is just ending, a millisecond apart: half a second in all.
-const LOOKS_MAX: u32 = 500;
-
-/// How often it is looked, a millisecond apart, whether what was killed was killed with its unit.
-const LOOKS_FOR_UNIT: u32 = 10;
+/// How long survivors are looked for while somebody is just ending.
+const SEARCH_MAX: Duration = Duration::from_millis(500);
 
 /// What a look at a main process showed.
 pub(super) enum Look {
@@ -41,10 +40,49 @@ pub(super) enum Look {
     Ended(Event),
 }
 
+/// How far it is with those who may be the daemon now that the main process has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Search {
+    #[default]
+    NotBegun,
+    /// They are looked for since then, in vain so far.
+    Since(Timestamp),
+    /// A worker thread looks for them.
+    UnderWay,
+    /// Whoever there is was found.
+    Over,
+}
+
+impl Search {
+    /// Whether a look in vain is to be followed by another one.
+    fn goes_on(&mut self, now: Timestamp) -> bool {
+        match self {
+            Self::NotBegun => {
+                *self = Self::Since(now);
+                true
+            }
+            Self::Since(began) => now.since(*began) < SEARCH_MAX,
+            Self::UnderWay => true,
+            Self::Over => false,
+        }
+    }
+}
+
 impl Driver {
     /// The main process has ended, or seems to have. `false` if it must be looked at again soon.
     pub(super) fn main_ended(&mut self, id: BackendId, generation: u64) -> bool {
-        match self.look_at_main(id, generation) {
+        let look = self.look_again(id, generation);
+        self.take_look(id, look)
+    }
+
+    /// A client says that the main process has ended. `false` if that is not settled yet.
+    pub(super) fn main_found_dead(&mut self, id: BackendId, generation: u64) -> bool {
+        let look = self.look_at_main(id, generation);
+        self.take_look(id, look)
+    }
+
+    fn take_look(&mut self, id: BackendId, look: Look) -> bool {
+        match look {
             Look::Unsettled => return false,
             Look::Runs => {}
             Look::Ended(event) => {
@@ -56,8 +94,18 @@ impl Driver {
         true
     }
 
-    /// Looks at the main process now.
+    /// Looks at the main process on behalf of a client. Where it is looked at again and again already that goes on at its
+    /// own pace, however many clients come.
     pub(super) fn look_at_main(&mut self, id: BackendId, generation: u64) -> Look {
+        let running = self.hosted.get_mut(&id).and_then(|hosted| hosted.generation(generation));
+        match running.map(|running| running.search) {
+            Some(Search::Since(_) | Search::UnderWay) => Look::Unsettled,
+            Some(Search::NotBegun | Search::Over) | None => self.look_again(id, generation),
+        }
+    }
+
+    /// Looks at the main process now.
+    fn look_again(&mut self, id: BackendId, generation: u64) -> Look {
         let Some((key, backend)) = self.registry.get(id) else { return Look::Runs };
         let is_ready = backend.view(now()).state == broker_proto::State::Ready;
         let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return Look::Runs };
@@ -68,8 +116,7 @@ impl Driver {
         if exit.is_success() {
             let mains = &self.mains;
             match survivors(&running.facts, |pid| mains.contains(pid)) {
-                Ok(look) if look.survivors.is_empty() && !look.is_settled && running.looks < LOOKS_MAX => {
-                    running.looks += 1;
+                Ok(look) if look.survivors.is_empty() && !look.is_settled && running.search.goes_on(now()) => {
                     return Look::Unsettled;
                 }
                 Ok(look) => running.survivors = look.survivors,
@@ -78,44 +125,57 @@ impl Driver {
         }
         // Of one that was adopted it cannot be seen how it ended.
         let was = Was::in_phase(&backend.memory().phase);
-        if running.is_adopted && exit == Exit::Unknown && was != Was::Settled {
-            let all = identity::all().unwrap_or_default();
-            let heirs = daemon_left_by(&running.facts, &all, was, Some(&running.endpoint));
-            // It may be between its two forks, with nothing to show for it.
-            if heirs.is_empty() && running.looks < LOOKS_FOR_HEIRS {
-                running.looks += 1;
-                return Look::Unsettled;
+        if running.is_adopted && exit == Exit::Unknown && was != Was::Settled && running.search != Search::Over {
+            if std::mem::replace(&mut running.search, Search::UnderWay) != Search::UnderWay {
+                self.seek_heirs(id, generation, was);
             }
-            let survivor = |(stat, pidfd): (Stat, OwnedFd)| Survivor {
-                pid: stat.pid,
-                identity: stat.identity(),
-                evidence: running.facts.proof(&stat, false).unwrap_or(Evidence::Executable),
-                pidfd,
-            };
-            running.survivors = heirs.into_iter().map(survivor).collect();
+            return Look::Unsettled;
         }
         // One that was ready must still be: then its listening socket lives on in those who survive.
         let survives = (exit.is_success() || exit == Exit::Unknown)
             && !running.survivors.is_empty()
             && (!is_ready || serves(&running.endpoint));
         let taken_down = !survives && self.cgroups.are_lost_to(&running.facts);
-        // Whoever keeps the unit may be killed together with all that lives there, and end an instant later.
-        if !survives
-            && !taken_down
-            && exit.is_kill()
-            && running.facts.cgroup.is_some()
-            && self.cgroups.are_in_a_unit()
-            && running.looks < LOOKS_FOR_UNIT
-        {
-            running.looks += 1;
-            return Look::Unsettled;
-        }
         let pid = running.main.pid.as_raw();
         tracing::info!(backend = %key, generation, pid, survives, taken_down, "the main process {exit}");
         if taken_down {
             return Look::Ended(Event::TakenDown { generation, exit: telling::exit(exit) });
         }
         Look::Ended(Event::Exited { generation, exit: telling::exit(exit), survivors: survives })
+    }
+
+    /// Has a worker thread look for the daemon that a process has become whose end nobody saw: it takes a look at every
+    /// process there is.
+    fn seek_heirs(&mut self, id: BackendId, generation: u64, was: Was) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        let (facts, endpoint) = (Arc::clone(&running.facts), running.endpoint.clone());
+        let job = move || {
+            let survivor = |(stat, pidfd): (Stat, OwnedFd)| Survivor {
+                pid: stat.pid,
+                identity: stat.identity(),
+                evidence: facts.proof(&stat, false).unwrap_or(Evidence::Executable),
+                pidfd,
+            };
+            let heirs = seek_daemon_left_by(&facts, was, &endpoint).into_iter().map(survivor).collect();
+            Report::Heirs { id, generation, heirs }
+        };
+        let faulty = move || {
+            let _ = telling::fault("the search for a daemon that forked away failed");
+            Report::Heirs { id, generation, heirs: Vec::new() }
+        };
+        if let Err(error) = self.work(job, faulty) {
+            tracing::error!(%error, "no thread to look for a daemon from that forked away");
+            if let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) {
+                running.search = Search::Over;
+            }
+        }
+    }
+
+    /// Whoever there is was found.
+    pub(super) fn heirs_found(&mut self, id: BackendId, generation: u64, heirs: Vec<Survivor>) {
+        let Some(running) = self.hosted.get_mut(&id).and_then(|h| h.generation(generation)) else { return };
+        (running.survivors, running.search) = (heirs, Search::Over);
+        self.main_ended(id, generation);
     }
 
     /// Takes the oldest survivor of a daemon that forked away for the main process. If it has ended meanwhile that is
@@ -126,7 +186,7 @@ impl Driver {
         let launcher = running.main.pid;
         let mut found = std::mem::take(&mut running.survivors).into_iter();
         let Some(survivor) = found.next() else { return };
-        running.looks = 0;
+        running.search = Search::NotBegun;
         let group = identity::stat(survivor.pid).ok().flatten().map_or(survivor.pid, |s| s.group);
         tracing::info!(
             backend = %running.start.key, generation, launcher = launcher.as_raw(), pid = survivor.pid.as_raw(), evidence = ?survivor.evidence,
@@ -196,7 +256,18 @@ impl Driver {
         let Running { main, facts, tree, stream, start, .. } = running;
         let (main, facts) = (Some(main), Some(facts));
         let Start { log, record, cgroup, .. } = start;
-        let ending = Ending { main, facts, tree, socket, log, stream, is_explained: false, record, cgroup };
+        let ending = Ending {
+            main,
+            facts,
+            tree,
+            socket,
+            log,
+            stream,
+            is_explained: false,
+            record,
+            cgroup,
+            is_taken_down: false,
+        };
         self.end_with(id, generation, ending);
     }
 
@@ -205,6 +276,7 @@ impl Driver {
         // Nothing that was registered is forgotten.
         let Some((key, backend)) = self.registry.get(id) else { return };
         ending.is_explained = backend.will_refuse();
+        ending.is_taken_down = self.cgroups.are_closing();
         let (key, mains) = (Arc::new(key.clone()), self.mains.clone());
         // Shared, so that it is not lost with a job that no thread takes.
         let ending = Arc::new(Mutex::new(Some(ending)));
@@ -257,4 +329,18 @@ impl Driver {
 fn group_of(main: &Main) -> Option<Pid> {
     let stat = identity::stat(main.pid).ok().flatten()?;
     (!kernel::has_ended(main.pidfd.as_fd())).then_some(stat.group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_is_over_when_its_time_is_and_not_when_many_have_asked() {
+        let began = Timestamp::from_nanos(1);
+        let mut search = Search::default();
+        assert!((0..1000).all(|_| search.goes_on(began)));
+        assert!(search.goes_on(began + (SEARCH_MAX - Duration::from_millis(1))));
+        assert!(!search.goes_on(began + SEARCH_MAX));
+    }
 }

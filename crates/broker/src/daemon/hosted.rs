@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::demand::Demand;
 use super::doubts::Doubt;
+use super::ending::Search;
 use super::fd_store::Stored;
 use super::ledger::{Start, fingerprint};
 use crate::core::backend::Policies;
@@ -120,8 +121,7 @@ pub(super) struct Running {
     pub(super) known: Vec<Pid>,
     /// Those who may be the daemon, when the main process has ended.
     pub(super) survivors: Vec<Survivor>,
-    /// How often they were looked for in vain.
-    pub(super) looks: u32,
+    pub(super) search: Search,
     /// Descendants that were seen when the stop began.
     pub(super) tree: Tree,
     /// The broker's own end of a stream to the journal, by which it sees what journald has read.

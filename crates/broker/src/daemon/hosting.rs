@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use super::clock::now;
 use super::driver::Driver;
+use super::ending::Search;
 use super::hosted::{Launched, Running};
 use super::tasks;
 use crate::core::registry::BackendId;
@@ -42,7 +43,7 @@ impl Driver {
             main,
             facts: Arc::new(facts),
             survivors: Vec::new(),
-            looks: 0,
+            search: Search::default(),
             tree: Tree::default(),
             stream,
             probe: probe.map(Arc::new),

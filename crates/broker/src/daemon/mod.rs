@@ -327,6 +327,7 @@ fn take_report(driver: &Shared, report: Report) {
     match report {
         Report::Launched { id, generation, result } => driver.launched(id, generation, result),
         Report::Gone { id, generation, finished } => driver.gone(id, generation, finished),
+        Report::Heirs { id, generation, heirs } => driver.heirs_found(id, generation, heirs),
         Report::Probing { id, generation, probe } => driver.probing(id, generation, probe),
         Report::Loaded { number, catalog, asker } => driver.loaded(number, catalog, asker),
         Report::Reply { session, request_id, document } => {

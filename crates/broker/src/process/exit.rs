@@ -37,11 +37,6 @@ impl Exit {
         }
     }
 
-    /// Whether it was killed without a chance to do anything about it.
-    pub(crate) fn is_kill(self) -> bool {
-        matches!(self, Self::Signal { number: libc::SIGKILL, .. })
-    }
-
     /// Whether it ended by itself and says that all is well.
     pub(crate) fn is_success(self) -> bool {
         self == Self::Code(0)

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +104,25 @@ pub(crate) fn stat(pid: Pid) -> io::Result<Option<Stat>> {
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a process is on its way out, or gone, or one of these signals waits for it: one that it does not suffer at once
+/// waits until it is read, one that kills until nothing is left. What cannot be seen is not so.
+pub(crate) fn is_condemned(pid: Pid, by: &[Signal]) -> bool {
+    // The signals first: who is killed is no later on its way out than his signal is taken from where it waits.
+    let status = match fs::read_to_string(format!("/proc/{pid}/status")) {
+        Ok(status) => status,
+        Err(error) => return is_gone(&error),
+    };
+    by.iter().any(|signal| awaits(&status, *signal))
+        || stat(pid).is_ok_and(|facts| facts.is_none_or(|facts| facts.is_exiting || matches!(facts.state, b'Z' | b'X')))
+}
+
+/// Whether `/proc/PID/status` says that a signal waits for the process, or for its first thread.
+fn awaits(status: &str, signal: Signal) -> bool {
+    let masks = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:")));
+    let mut masks = masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    masks.any(|mask| mask >> (signal as u32 - 1) & 1 == 1)
 }
 
 /// Opens the process if it runs and its facts pass: descriptor first, then the facts, then a poll.
@@ -253,6 +273,29 @@ mod tests {
         let me = Identity::of(Pid::this()).unwrap().unwrap();
         assert_eq!(stat(Pid::this()).unwrap().unwrap().parent, Pid::parent());
         assert!(all().unwrap().iter().any(|stat| stat.identity() == me));
+    }
+
+    #[test]
+    fn who_was_told_to_end_is_known_before_he_ends() {
+        let status =
+            "Name:\tSigPnd:\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000004001\nSigBlk:\t0000000000000002\n";
+        let awaited: Vec<Signal> = Signal::iterator().filter(|signal| awaits(status, *signal)).collect();
+        assert_eq!(awaited, [Signal::SIGHUP, Signal::SIGKILL, Signal::SIGTERM]);
+        // One that is stopped suffers nothing but SIGKILL before it goes on.
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let pid = crate::process::testing::pid_of(&child);
+        let is_condemned = || is_condemned(pid, &[Signal::SIGTERM, Signal::SIGKILL]);
+        assert!(!is_condemned());
+        nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+        crate::process::testing::wait_for("it is stopped", || stat(pid).unwrap().unwrap().state == b'T');
+        nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
+        assert!(!is_condemned());
+        nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+        assert!(is_condemned());
+        nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+        assert!(is_condemned(), "killed, or dead");
+        child.wait().unwrap();
+        assert!(is_condemned(), "gone");
     }
 
     #[test]

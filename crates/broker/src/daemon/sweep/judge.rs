@@ -62,7 +62,7 @@ enum Seen {
 
 /// How often the daemon is looked for that a process has become which is no child of ours, a millisecond and a look at every
 /// process apart: whether somebody is just ending cannot be seen of it.
-pub(in crate::daemon) const LOOKS_FOR_HEIRS: u32 = 20;
+const LOOKS_FOR_HEIRS: u32 = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// How often that is done in one sweep, before the first client is let in.
@@ -190,9 +190,9 @@ impl Judge {
     fn heirs(&mut self, start: &Start, was: Was, facts: &StartFacts) -> Vec<(Stat, OwnedFd)> {
         let look = |all: &[Stat]| daemon_left_by(facts, all, was, start.endpoint.as_ref());
         let mut found = look(self.all.get_or_insert_with(|| identity::all().unwrap_or_default()));
-        let may_be_there = || start.cgroup.as_ref().is_none_or(|leaf| !leaf.members().is_empty());
         for _ in 0..LOOKS_FOR_HEIRS {
-            if was == Was::Settled || !found.is_empty() || self.looks_left == 0 || !may_be_there() {
+            if was == Was::Settled || !found.is_empty() || self.looks_left == 0 || !may_be_there(start.cgroup.as_ref())
+            {
                 break;
             }
             self.looks_left -= 1;
@@ -203,17 +203,36 @@ impl Judge {
     }
 }
 
+/// Whether somebody may be there of whom a look at every process showed nothing.
+fn may_be_there(cgroup: Option<&Leaf>) -> bool {
+    cgroup.is_none_or(|leaf| !leaf.members().is_empty())
+}
+
+/// Looks for the daemon until it is found or cannot be there; it may be between its two forks, with nothing to show for it.
+/// Blocks, and belongs on a worker thread.
+pub(in crate::daemon) fn seek_daemon_left_by(
+    facts: &StartFacts,
+    was: Was,
+    endpoint: &Endpoint,
+) -> Vec<(Stat, OwnedFd)> {
+    let look = || daemon_left_by(facts, &identity::all().unwrap_or_default(), was, Some(endpoint));
+    let mut found = look();
+    for _ in 0..LOOKS_FOR_HEIRS {
+        if !found.is_empty() || !may_be_there(facts.cgroup.as_ref()) {
+            break;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+        found = look();
+    }
+    found
+}
+
 /// The daemon that a process has become whose end nobody saw, and what else it left, the oldest first; nothing if it was
 /// the daemon itself.
 ///
 /// How the process ended is not known. So what looks like the workers of one that died is not taken for such a daemon:
 /// several orphans that stayed in its session; nor is, where it served already, what serves no more.
-pub(in crate::daemon) fn daemon_left_by(
-    facts: &StartFacts,
-    all: &[Stat],
-    was: Was,
-    endpoint: Option<&Endpoint>,
-) -> Vec<(Stat, OwnedFd)> {
+fn daemon_left_by(facts: &StartFacts, all: &[Stat], was: Was, endpoint: Option<&Endpoint>) -> Vec<(Stat, OwnedFd)> {
     if was == Was::Settled {
         return Vec::new();
     }

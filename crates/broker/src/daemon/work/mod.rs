@@ -25,6 +25,7 @@ use crate::failpoint;
 use crate::journald::last_words::last_words;
 use crate::net::endpoint::{Removal, remove_dead_unix};
 use crate::process::cgroup::Leaf;
+use crate::process::forked::Survivor;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::leftovers::end_start;
 use crate::process::log_file;
@@ -48,6 +49,12 @@ pub(super) enum Report {
         id: BackendId,
         generation: u64,
         finished: Finished,
+    },
+    /// Who may be the daemon that a process has become, the oldest first.
+    Heirs {
+        id: BackendId,
+        generation: u64,
+        heirs: Vec<Survivor>,
     },
     /// A probe command runs, or could not be started.
     Probing {
@@ -97,6 +104,8 @@ pub(super) struct Ending {
     pub(super) record: Option<PathBuf>,
     /// What all of it lives in, but for what has left it on purpose.
     pub(super) cgroup: Option<Leaf>,
+    /// The service manager removes it with the unit. It walks through that just now, and stops where one is gone.
+    pub(super) is_taken_down: bool,
 }
 
 /// What became of it.
@@ -111,7 +120,7 @@ pub(super) struct Finished {
 
 /// Ends a generation and looks at what it left.
 pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &Mains) -> Finished {
-    let Ending { main, facts, tree, socket, log, stream, is_explained, record, cgroup } = ending;
+    let Ending { main, facts, tree, socket, log, stream, is_explained, record, cgroup, is_taken_down } = ending;
     failpoint::reached("before-end");
     let main_pid = main.as_ref().map(|main| main.pid);
     let is_other = |pid| Some(pid) != main_pid && mains.contains(pid);
@@ -127,7 +136,7 @@ pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &
     };
     remaining.retain(|pid| !others.contains(pid));
     remaining.extend(others);
-    if let Some(cgroup) = cgroup.filter(|_| remaining.is_empty()) {
+    if let Some(cgroup) = cgroup.filter(|_| remaining.is_empty() && !is_taken_down) {
         cgroup.remove();
     }
     if let Some(pid) = main_pid.filter(|pid| !remaining.contains(pid)) {

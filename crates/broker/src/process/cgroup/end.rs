@@ -4,7 +4,7 @@
 //! each is killed.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io::{Read, Seek};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -61,11 +61,6 @@ fn end_in_rounds(leaf: &Leaf, deadline: Instant) -> Vec<Pid> {
             return members;
         }
     }
-}
-
-/// Whether anybody lives in a cgroup or below.
-pub(super) fn is_populated(folder: &Path) -> io::Result<bool> {
-    Ok(says(&fs::read_to_string(folder.join("cgroup.events"))?, "populated 1"))
 }
 
 /// Waits until `cgroup.events` says that, as the kernel announces it; `false` if it does not in time. A cgroup that is
