@@ -97,11 +97,15 @@ impl Place {
                 .map_err(|errno| cannot("no process may be moved, for want of", &procs)(errno.into()))?;
         }
         if kind == Kind::Own {
-            // Where the broker itself is in the way, or there is no such controller, limits are not enforced.
-            let controllers = LIMITING.iter().map(|controller| format!("+{controller}"));
-            for controller in controllers {
-                let _ = fs::write(own.join("cgroup.subtree_control"), &controller);
-                let _ = fs::write(folder.join("cgroup.subtree_control"), &controller);
+            // The broker lives in its own cgroup, and only the root of all may have processes and hand controllers down.
+            // Elsewhere the kernel forbids it for `memory`, and lets `cpu` and `pids` pass; but that makes a threaded
+            // cgroup, below which nothing can be started any more. So what is not handed down there yet is not enforced.
+            let is_root = !own.join("cgroup.type").exists();
+            let hands_down: &[&Path] = if is_root { &[own, &folder] } else { &[&folder] };
+            for (controller, cgroup) in
+                LIMITING.iter().flat_map(|name| hands_down.iter().map(move |cgroup| (name, cgroup)))
+            {
+                let _ = fs::write(cgroup.join("cgroup.subtree_control"), format!("+{controller}"));
             }
         }
         let inode = inode(&folder).map_err(cannot("cannot look at", &folder))?;
@@ -203,6 +207,25 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_brokers_own_cgroup_hands_nothing_down_but_at_the_root() {
+        for is_root in [true, false] {
+            let own = tempfile::tempdir().unwrap();
+            let folder = own.path().join("broker-0000000000000007");
+            fs::create_dir(&folder).unwrap();
+            for cgroup in [own.path(), &folder] {
+                fs::write(cgroup.join("cgroup.procs"), "").unwrap();
+            }
+            if !is_root {
+                fs::write(own.path().join("cgroup.type"), "domain\n").unwrap();
+            }
+            // It is no cgroup, and so no place; by then all is written.
+            assert!(matches!(Place::beside_or_below(own.path(), 7), Err(NoPlace::Absent(_))));
+            assert_eq!(own.path().join("cgroup.subtree_control").exists(), is_root);
+            assert!(folder.join("cgroup.subtree_control").exists());
+        }
+    }
 
     #[test]
     fn a_service_has_its_backends_beside_it() {
