@@ -7,7 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -164,14 +164,20 @@ impl Cgroups {
 
     /// Ends what an earlier broker left in cgroups of backends that nobody knows any more, and removes them.
     pub(super) fn sweep(&self, is_known: impl Fn(&str) -> bool) {
-        for (name, stray) in self.strays(|name| is_start_name(name) && !is_known(name)) {
+        let strays = self.strays(|name| is_start_name(name) && !is_known(name));
+        // All are killed first, so that all are waited for together.
+        for (name, stray) in &strays {
             let ended = stray.members();
             if !ended.is_empty() {
                 tracing::warn!(name, ?ended, "ends what outlived an earlier broker");
-                let remaining = stray.end(PATIENCE);
-                if !remaining.is_empty() {
-                    tracing::error!(name, ?remaining, "killed, and yet these processes remain");
-                }
+                stray.kill();
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for (name, stray) in &strays {
+            let remaining = stray.end(deadline.saturating_duration_since(Instant::now()));
+            if !remaining.is_empty() {
+                tracing::error!(name, ?remaining, "killed, and yet these processes remain");
             }
             stray.remove();
         }

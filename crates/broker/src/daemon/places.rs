@@ -4,6 +4,7 @@
 //! state folder. The same key always has the same places.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -31,8 +32,18 @@ pub(super) struct Spared {
     /// Their folders, as they are named below that of all backends.
     pub(super) backends: Vec<PathBuf>,
     pub(super) sockets: HashSet<PathBuf>,
-    /// How the names of their cgroups begin.
-    pub(super) cgroups: Vec<String>,
+    /// Those all of whose cgroups are theirs, as [`starts_of`] has it.
+    pub(super) starts_of: Vec<String>,
+    /// Single starts whose cgroups somebody ends already.
+    pub(super) starts: HashSet<String>,
+}
+
+impl Spared {
+    /// Whether the cgroup of a start is left alone.
+    fn has_start(&self, name: &str) -> bool {
+        let is_of = |starts: &String| is_start_of(name, starts);
+        self.starts.contains(name) || self.starts_of.iter().any(is_of)
+    }
 }
 
 /// The folder of a backend below that of all backends.
@@ -42,7 +53,18 @@ pub(super) fn folder_of(key: &BackendKey) -> PathBuf {
 
 /// One start, as its record is called, and its cgroup.
 pub(super) fn start_name(key: &BackendKey, generation: u64) -> String {
-    format!("{}@{}~{}.{generation}", key.service, key.version, key.instance)
+    format!("{}{generation}", starts_of(&key.service, &key.version, &key.instance))
+}
+
+/// How the names of a backend's starts begin; a generation follows, and nothing else.
+pub(super) fn starts_of(service: &impl Display, version: &impl Display, instance: &impl Display) -> String {
+    format!("{service}@{version}~{instance}.")
+}
+
+/// Whether a name is that of such a start. The names of instances may hold dots, too.
+fn is_start_of(name: &str, starts: &str) -> bool {
+    let generation = name.strip_prefix(starts);
+    generation.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Whether a name is that of a start.
@@ -118,7 +140,7 @@ impl Places {
 
     /// Ends what an earlier broker left without a record of it, and removes the sockets that nobody serves.
     pub(super) fn sweep(&self, spared: &Spared, cgroups: &Cgroups) {
-        cgroups.sweep(|name| spared.cgroups.iter().any(|begin| name.starts_with(begin)));
+        cgroups.sweep(|name| spared.has_start(name));
         // As the kernel names it.
         if let Ok(backends) = self.state.join("backends").canonicalize() {
             let is_ours = |file: &Path| {
@@ -192,6 +214,24 @@ mod tests {
         let notify = places.notify(&key("default"), 3);
         assert_eq!(notify, Path::new("/run/broker/broker.sock.d/redis@7.0.15~default.3.notify"));
         assert_eq!(places.logs(&key("ci")), Path::new("/var/lib/broker/backends/ci/redis/7.0.15/logs"));
+    }
+
+    #[test]
+    fn a_start_is_of_one_backend_and_of_no_other() {
+        let of = |instance: &str| {
+            let BackendKey { instance, service, version } = key(instance);
+            starts_of(&service, &version, &instance)
+        };
+        let name = start_name(&key("a"), 3);
+        assert_eq!(name, "redis@7.0.15~a.3");
+        assert!(is_start_of(&name, &of("a")));
+        for (instance, other) in [("a.b", "a"), ("a.b", "a.b.3"), ("a", "a.3")] {
+            assert!(!is_start_of(&start_name(&key(instance), 3), &of(other)), "{instance} {other}");
+        }
+        let spared =
+            Spared { starts_of: vec![of("a")], starts: HashSet::from([start_name(&key("x"), 2)]), ..Spared::default() };
+        assert!(spared.has_start("redis@7.0.15~a.12") && spared.has_start("redis@7.0.15~x.2"));
+        assert!(!spared.has_start("redis@7.0.15~a.b.12") && !spared.has_start("redis@7.0.15~x.1"));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::driver::Driver;
 use super::hosted::{self, Held, Hosted, Main};
 use super::inherited::Inherited;
 use super::ledger::Start;
-use super::places::{Places, Spared, folder_of};
+use super::places::{Places, Spared, folder_of, start_name, starts_of};
 use super::work::Ending;
 use crate::core::Timestamp;
 use crate::core::backend::{Backend, Event, Happening, Memory};
@@ -142,6 +142,11 @@ impl Driver {
             hosted.log = start.as_ref().and_then(|start| start.log.clone()).or_else(newest);
         }
         self.remember(id);
+        // What is left of these is ended by a thread of its own.
+        if matches!(verdict, Verdict::Gone(_) | Verdict::TakenDown(_) | Verdict::Doomed(_)) {
+            let start = start.iter().find(|start| start.cgroup.is_some());
+            spared.starts.extend(start.map(|start| start_name(&start.key, start.generation)));
+        }
         match verdict {
             Verdict::Rests | Verdict::NeverStarted => {}
             Verdict::OtherBoot => {
@@ -210,7 +215,7 @@ impl Driver {
         if texts.iter().all(|text| Path::new(text).components().count() == 1 && !text.starts_with('.')) {
             spared.backends.push(texts.iter().collect());
         }
-        spared.cgroups.push(format!("{service}@{version}~{instance}."));
+        spared.starts_of.push(starts_of(&service, &version, &instance));
         let definition = key.as_ref().and_then(|key| {
             self.catalog.services.get(&key.service).and_then(|service| service.daemon(&key.version)).cloned()
         });
@@ -247,7 +252,7 @@ fn spare(key: Option<&BackendKey>, start: Option<&Start>, places: &Places, spare
     for key in keys {
         spared.backends.push(folder_of(key));
         spared.sockets.insert(places.socket(key));
-        spared.cgroups.push(format!("{}@{}~{}.", key.service, key.version, key.instance));
+        spared.starts_of.push(starts_of(&key.service, &key.version, &key.instance));
     }
     let socket = start.and_then(|start| match &start.endpoint {
         Some(Endpoint::Unix { path }) => Some(PathBuf::from(path)),

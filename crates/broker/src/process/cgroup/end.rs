@@ -4,7 +4,7 @@
 //! each is killed.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,10 +29,15 @@ const ROUND_PATIENCE: Duration = Duration::from_millis(50);
 const NOTICE_INTERVAL: Duration = Duration::from_millis(10);
 const FIRST_LOOK: Duration = Duration::from_micros(100);
 
+/// Kills everything at one stroke, if the kernel knows how.
+pub(super) fn kill(leaf: &Leaf) -> io::Result<()> {
+    fs::write(leaf.folder().join("cgroup.kill"), "1")
+}
+
 /// Kills everything; who still runs when the patience is over.
 pub(super) fn end(leaf: &Leaf, patience: Duration) -> Vec<Pid> {
     let deadline = Instant::now() + patience;
-    match fs::write(leaf.folder().join("cgroup.kill"), "1") {
+    match kill(leaf) {
         Ok(()) if wait(leaf.folder(), "populated 0", deadline) => Vec::new(),
         Ok(()) => leaf.members(),
         Err(_) => end_in_rounds(leaf, deadline),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::end::end;
+use super::end::{end, kill};
 use super::hierarchy;
 
 /// How often the removal of a cgroup is tried whose last process is only just gone, and how long after the last time.
@@ -120,6 +120,13 @@ impl Leaf {
             gather(&self.folder, &mut found);
         }
         found
+    }
+
+    /// Kills all that is in it and below, on kernels that do it at one stroke; whoever wants to know of its end asks for that.
+    pub(crate) fn kill(&self) {
+        if self.is_there() {
+            let _ = kill(self);
+        }
     }
 
     /// Kills all that is in it and below, and waits until it is gone; who still runs, though killed.
