@@ -146,6 +146,38 @@ mod tests {
         });
     }
 
+    /// Where no cgroup can be made there is nothing to see.
+    #[test]
+    fn with_a_cgroup_the_same_program_elsewhere_is_no_survivor() {
+        as_broker(|| {
+            let Some(place) = crate::process::cgroup::testing::place() else { return };
+            let away = ["-c", "setsid -f sh -c 'sleep 1000; :' </dev/null >/dev/null 2>&1"];
+            let [mut start, mut other] = [0, 1].map(|_| Start::untold("/bin/sh", &away));
+            for launcher in [&start, &other] {
+                assert!(wait_ended(launcher.spawned.pidfd.as_fd(), GENEROUS));
+            }
+            let found = |start: &Start| survivors(&start.facts, |_| false).unwrap().survivors;
+            wait_for("both are taken for the elder's", || found(&start).len() == 2);
+            for (number, start) in [&mut start, &mut other].into_iter().enumerate() {
+                let leaf = place.leaf(&format!("x@1.0.0~default.{number}")).unwrap();
+                start.facts.cgroup = Some(leaf);
+            }
+            assert!(found(&start).is_empty() && found(&other).is_empty(), "none lives in either's");
+            let daemon = survivors(&StartFacts { cgroup: None, ..start.facts.clone() }, |_| false).unwrap().survivors;
+            let leaf = start.facts.cgroup.clone().unwrap();
+            std::fs::write(leaf.folder().join("cgroup.procs"), daemon[0].pid.to_string()).unwrap();
+            let evidence: Vec<_> = found(&start).iter().map(|survivor| (survivor.pid, survivor.evidence)).collect();
+            assert_eq!(evidence, [(daemon[0].pid, Evidence::Cgroup)]);
+            assert!(found(&other).is_empty());
+            assert_eq!(leaf.end(GENEROUS), []);
+            leaf.remove();
+            // One that is not there proves nothing either way.
+            assert_eq!(found(&start).len(), 1, "the other's");
+            other.facts.cgroup.iter().for_each(crate::process::cgroup::Leaf::remove);
+            place.leave();
+        });
+    }
+
     #[test]
     fn a_daemon_that_only_its_program_gives_away_is_found_and_ended() {
         if !std::path::Path::new("/usr/bin/memcached").exists() {

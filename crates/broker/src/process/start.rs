@@ -122,7 +122,8 @@ impl StartFacts {
     /// The strongest evidence that a process belongs to this start. Open its pidfd first.
     ///
     /// The two weak kinds are void where something speaks for another start: an output that is another file, or another
-    /// notify socket.
+    /// notify socket. They are void, too, where the start has a cgroup: whoever is of it and was moved away since has other
+    /// evidence, and the same program elsewhere is another start's.
     pub(crate) fn evidence(&self, process: &Stat) -> Option<Evidence> {
         if process.start_time < self.leader.start_time {
             return None;
@@ -141,7 +142,8 @@ impl StartFacts {
         if told.is_some() && told == self.notify_socket {
             return Some(Evidence::NotifySocket);
         }
-        if told.is_some() || outputs.has_files {
+        let has_cgroup = || self.cgroup.as_ref().is_some_and(Leaf::is_there);
+        if told.is_some() || outputs.has_files || has_cgroup() {
             return None;
         }
         self.likeness(process.pid)
