@@ -40,8 +40,8 @@ pub(crate) struct StartFacts {
     pub(crate) executable: Option<FileId>,
     /// Its arguments, each ended by a NUL, as the kernel shows them.
     pub(crate) command_line: Vec<u8>,
-    /// The cgroup that it began in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The cgroup that it began in. Whoever writes the facts down has it beside them.
+    #[serde(skip)]
     pub(crate) cgroup: Option<Leaf>,
 }
 
