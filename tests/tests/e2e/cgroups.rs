@@ -127,6 +127,7 @@ fn the_next_broker_ends_what_hides_of_a_daemon_that_died_meanwhile() {
     broker.start_again();
     broker.wait_backend("x", "over", |backend| backend["state"] == "inactive" && backend["crashes_in_window"] == 1);
     assert!(!process_exists(hidden) && !cgroup.exists());
+    assert!(!broker.log().contains("outlived an earlier broker"), "it is known whose it was");
     assert_eq!(broker.resolve("x")["generation"], 2);
 }
 
