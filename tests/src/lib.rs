@@ -23,8 +23,8 @@ pub use cgroups::{cgroup_hindrance, cgroup_of, members as cgroup_members, own_cg
 pub use command::{Output, Running};
 pub use dial::Connection;
 pub use leftovers::{end_processes, process_exists, processes_mentioning};
-pub use machine::{Machine, User, machine_hindrance};
-pub use programs::{fake_backend, find_program, sibling};
+pub use machine::{Machine, User, machine_hindrance, machine_lacks};
+pub use programs::{fake_backend, find_program, missing, sibling};
 pub use service::Service;
 pub use session::{Answer, Asked, Session};
 pub use setup::Setup;

@@ -35,3 +35,9 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     folders.extend(versions.map(|version| version.path().join("bin")));
     folders.into_iter().map(|folder| folder.join(name)).find(|path| path.is_file())
 }
+
+/// Which of these programs is missing, if one is.
+#[must_use]
+pub fn missing(programs: &[&str]) -> Option<String> {
+    programs.iter().find(|program| find_program(program).is_none()).map(|missing| format!("{missing} is not installed"))
+}

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::cgroup::Cgroup;
 use super::files;
-use crate::programs::find_program;
+use crate::programs::missing;
 use crate::wait::wait;
 
 const SCRIPT: &str = include_str!("boot.sh");
@@ -31,8 +31,8 @@ pub fn hindrance() -> Option<String> {
     if !Uid::effective().is_root() {
         return Some("needs root".to_owned());
     }
-    if let Some(missing) = NEEDED.iter().find(|program| find_program(program).is_none()) {
-        return Some(format!("{missing} is not installed"));
+    if let Some(missing) = missing(&NEEDED) {
+        return Some(missing);
     }
     if !["/usr/lib/systemd/systemd", "/lib/systemd/systemd"].iter().any(|path| Path::new(path).is_file()) {
         return Some("systemd is not installed".to_owned());

@@ -31,8 +31,18 @@ const NOTES: &str = "/run/trial";
 /// The fake backend, as a machine has it.
 const FAKE_BACKEND: &str = "/usr/bin/fake-backend";
 
+/// Where programs of a machine are looked for.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Where a system's broker listens.
 const SOCKET: &str = "/run/broker/broker.sock";
+
+/// Which of these programs a machine would lack, as the host does, if one.
+#[must_use]
+pub fn machine_lacks(programs: &[&str]) -> Option<String> {
+    let is_there = |program: &&&str| PATH.split(':').any(|folder| Path::new(folder).join(program).is_file());
+    programs.iter().find(|program| !is_there(program)).map(|missing| format!("{missing} is not installed"))
+}
 
 /// A running machine.
 #[derive(Debug)]
@@ -99,7 +109,7 @@ impl Machine {
         inside.arg(format!("--target={}", self.namespaces.pid1()));
         inside.args(["--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--"]);
         inside.args(["setpriv", "--pdeathsig", "SIGKILL", "--"]).args(command);
-        inside.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        inside.env_clear().env("PATH", PATH);
         inside.envs([("LANG", "C.UTF-8"), ("SYSTEMD_PAGER", ""), ("SYSTEMD_COLORS", "0")]);
         inside.stdin(Stdio::null());
         inside

@@ -5,6 +5,7 @@ use broker_tests::{Machine, Service, trials};
 trials![
     what_is_installed_starts_and_is_replaced_under_a_running_backend,
     what_is_installed_can_be_removed,
+    everybody_may_read_what_is_installed,
     a_package_can_be_made_with_destdir,
     what_cannot_be_installed_is_said,
 ];
@@ -36,14 +37,15 @@ pub(crate) const INSTALLED: &[&str] = &[
 /// A machine on which the install command was run.
 fn installed() -> Machine {
     let machine = Machine::with_sources();
-    let said = install(&machine, "").done().stdout;
+    let said = install_command(&machine, "").done().stdout;
     assert!(said.contains("systemctl enable --now brokerd.socket"), "{said}");
     machine.systemctl(&["enable", "--now", "brokerd.socket"]);
     machine.service(&Service::fake("x", &[]));
     machine
 }
 
-fn install(machine: &Machine, arguments: &str) -> broker_tests::Output {
+/// Runs it, with these arguments.
+pub(crate) fn install_command(machine: &Machine, arguments: &str) -> broker_tests::Output {
     machine.shell(&format!("cd {}; systemd/install {arguments}", Machine::SOURCES))
 }
 
@@ -64,7 +66,7 @@ fn what_is_installed_starts_and_is_replaced_under_a_running_backend() {
     let verified = machine.run(&[&["systemd-analyze", "verify"], &units[..]].concat()).done();
     assert_eq!(verified.stderr, "");
 
-    let said = install(&machine, "").done().stdout;
+    let said = install_command(&machine, "").done().stdout;
     assert!(said.contains("was restarted"), "{said}");
     assert_ne!(machine.main_pid("brokerd.service"), broker);
     let after = machine.resolve("x");
@@ -74,12 +76,21 @@ fn what_is_installed_starts_and_is_replaced_under_a_running_backend() {
 fn what_is_installed_can_be_removed() {
     let machine = installed();
     let backend = machine.resolve("x")["pid"].as_u64().expect("a number");
-    let _ = install(&machine, "--uninstall").done();
+    let _ = install_command(&machine, "--uninstall").done();
     assert!(!machine.process_exists(backend), "the backends end with the broker");
-    let left = machine.run(&["find", "/usr/local", "-newer", Machine::SOURCES, "-type", "f"]).done().stdout;
-    assert_eq!(left, "");
+    let find = format!("find /usr/local -newer {} \\( -type f -o -type l \\)", Machine::SOURCES);
+    let links = "find /etc/systemd -name 'broker*'";
+    assert_eq!(machine.shell(&format!("{find}; {links}")).done().stdout, "");
     assert_eq!(machine.property("brokerd.service", "LoadState"), "not-found");
     assert!(machine.exists("/etc/broker/services.d/x.toml") && machine.exists("/var/lib/broker"));
+}
+
+fn everybody_may_read_what_is_installed() {
+    let machine = Machine::with_sources();
+    let _ = machine.shell(&format!("umask 077; cd {}; systemd/install", Machine::SOURCES)).done();
+    let hidden = "\\( -type f ! -perm -004 -o -type d ! -perm -005 \\)";
+    let find = format!("find /usr/local -newer {} {hidden}", Machine::SOURCES);
+    assert_eq!(machine.shell(&find).done().stdout, "");
 }
 
 fn a_package_can_be_made_with_destdir() {
@@ -107,5 +118,5 @@ fn what_cannot_be_installed_is_said() {
     let script = format!("cd {}; PREFIX='/opt/my broker' systemd/install", Machine::SOURCES);
     let output = machine.shell(&script).exits(1);
     assert!(output.stderr.contains("/opt/my broker"), "{}", output.stderr);
-    let _ = install(&machine, "--wrong").exits(2);
+    let _ = install_command(&machine, "--wrong").exits(2);
 }

@@ -15,7 +15,7 @@ mod users;
 
 use std::process::ExitCode;
 
-use broker_tests::{machine_hindrance, skipped, trial};
+use broker_tests::{machine_hindrance, machine_lacks, skipped, trial};
 
 /// Machines at a time.
 const THREADS: usize = 2;
@@ -24,16 +24,16 @@ fn main() -> ExitCode {
     let machines = machine_hindrance();
     let modules = [
         (packaging::TRIALS, packaging::hindrance()),
-        (installing::TRIALS, None),
+        (installing::TRIALS, machine_lacks(&["systemd-analyze"])),
         (cgroups::with_controllers::TRIALS, cgroups::with_controllers::hindrance()),
         (cgroups::TRIALS, None),
         (restarts::TRIALS, None),
         (manager::TRIALS, None),
-        (access::TRIALS, None),
-        (users::TRIALS, None),
-        (logs::TRIALS, None),
-        (sockets::TRIALS, None),
-        (units::TRIALS, None),
+        (access::TRIALS, machine_lacks(&["useradd"])),
+        (users::TRIALS, machine_lacks(&["useradd"])),
+        (logs::TRIALS, machine_lacks(&["useradd", "gpasswd"])),
+        (sockets::TRIALS, machine_lacks(&["python3"])),
+        (units::TRIALS, machine_lacks(&["systemd-analyze"])),
     ];
     let mut trials = Vec::new();
     for (module, hindrance) in modules {

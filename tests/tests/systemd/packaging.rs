@@ -6,13 +6,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use broker_tests::{Machine, Output, Running, Service, find_program, sibling, trials};
+use broker_tests::{Machine, Output, Running, Service, find_program, missing, sibling, trials};
 
-use crate::installing::INSTALLED;
+use crate::installing::{INSTALLED, install_command};
 
 trials![
     an_upgrade_replaces_the_broker_under_a_running_backend,
     a_removal_keeps_what_a_purge_forgets,
+    what_is_mounted_is_not_forgotten,
+    what_was_enabled_comes_back_with_the_package,
+    neither_of_two_installations_takes_the_other_away,
     the_package_has_what_the_install_command_installs,
 ];
 
@@ -29,7 +32,7 @@ pub(crate) fn hindrance() -> Option<String> {
     } else if find_program("dpkg").is_none() || !Path::new("/var/lib/dpkg/status").is_file() {
         Some("this is no Debian".to_owned())
     } else {
-        None
+        missing(&["dpkg-shlibdeps"])
     }
 }
 
@@ -113,6 +116,68 @@ fn a_removal_keeps_what_a_purge_forgets() {
     let places = "/etc /run /var/lib /usr/lib/systemd /usr/lib/sysusers.d /usr/lib/tmpfiles.d";
     let find = format!("find {places} -name 'broker*' -not -path '/var/lib/dpkg/*'");
     assert_eq!(machine.shell(&find).done().stdout, "");
+}
+
+fn what_is_mounted_is_not_forgotten() {
+    let machine = installed();
+    let _ = machine.shell("cd /var/lib/broker; mkdir disk; mount -t tmpfs disk disk; touch disk/file other").done();
+    let purged = dpkg(&machine, &["--purge", "broker"]).stdout;
+    assert!(purged.contains("something could not be removed"), "{purged}");
+    assert!(machine.exists("/var/lib/broker/disk/file") && !machine.exists("/var/lib/broker/other"));
+    assert!(!machine.exists("/etc/broker") && !machine.exists("/run/broker"), "the others are forgotten all the same");
+}
+
+fn what_was_enabled_comes_back_with_the_package() {
+    let machine = installed();
+    machine.systemctl(&["disable", "brokerd.service"]);
+    machine.systemctl(&["enable", "brokerd.socket"]);
+    let _ = dpkg(&machine, &["--remove", "broker"]);
+    assert_eq!(machine.property("brokerd.socket", "ActiveState"), "inactive");
+    install(&machine, &packages()[1]);
+    assert_eq!(machine.property("brokerd.socket", "ActiveState"), "active");
+    assert_eq!(machine.property("brokerd.service", "ActiveState"), "inactive");
+    assert_eq!(machine.resolve("x")["state"], "ready");
+}
+
+/// Both have units of the same names, and the same places: that of `systemd/install` goes before the package's.
+fn neither_of_two_installations_takes_the_other_away() {
+    let machine = Machine::with_sources();
+    install(&machine, &packages()[0]);
+    machine.service(&Service::fake("x", &[]));
+    let _ = install_command(&machine, "").done();
+    let runs = |program: &str| {
+        let broker = machine.main_pid("brokerd.service");
+        assert_eq!(machine.run(&["readlink", &format!("/proc/{broker}/exe")]).done().stdout.trim(), program);
+        broker
+    };
+    let is_enabled = || ["brokerd.socket", "brokerd.service"].map(|unit| machine.property(unit, "UnitFileState"));
+    let backend = machine.resolve("x");
+    let broker = runs("/usr/local/bin/brokerd");
+    for step in ["--remove", "--purge"] {
+        let said = dpkg(&machine, &[step, "broker"]).stdout;
+        assert!(said.contains("not of this package"), "{said}");
+        assert_eq!(runs("/usr/local/bin/brokerd"), broker);
+        assert_eq!(machine.resolve("x"), backend);
+        assert_eq!(is_enabled(), ["enabled", "enabled"], "{step}");
+    }
+    assert!(machine.exists("/etc/broker/services.d/x.toml") && machine.exists("/var/lib/broker/journal.db"));
+    machine.systemctl(&["stop", "brokerd.socket", "brokerd.service", "brokerd-backends.service"]);
+    install(&machine, &packages()[1]);
+    let _ = dpkg(&machine, &["--remove", "broker"]);
+    machine.systemctl(&["stop", "brokerd.socket", "brokerd.service", "brokerd-backends.service"]);
+    let _ = dpkg(&machine, &["--purge", "broker"]);
+    assert!(machine.exists("/var/lib/broker/journal.db"), "it is installed, if it does not run");
+
+    install(&machine, &packages()[1]);
+    let said = install_command(&machine, "--uninstall").done().stdout;
+    assert!(said.contains("/lib/systemd/system/brokerd.service") && said.contains("start brokerd.socket"), "{said}");
+    assert_eq!(machine.property("brokerd.service", "ActiveState"), "inactive", "what is removed does not run on");
+    assert_eq!(is_enabled(), ["enabled", "enabled"], "the package's");
+    machine.systemctl(&["start", "brokerd.socket"]);
+    let backend = machine.resolve("x");
+    let broker = runs("/usr/bin/brokerd");
+    let _ = install_command(&machine, "--uninstall").done();
+    assert_eq!((runs("/usr/bin/brokerd"), machine.resolve("x")), (broker, backend), "what is not its own goes on");
 }
 
 fn the_package_has_what_the_install_command_installs() {

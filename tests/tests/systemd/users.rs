@@ -47,6 +47,7 @@ fn a_user_installs_the_broker_at_home() {
     let _ = alice.shell(&format!("{install} --uninstall")).done();
     let pid = resolved["pid"].as_u64().expect("a number");
     assert!(!machine.process_exists(pid), "the backends end with the broker");
-    let left = alice.shell("find ~/.local -type f -not -path '*/state/*'").done().stdout;
+    let own = "-not -path '*/state/*' -not -path '*/services.d/*'";
+    let left = alice.shell(&format!("find ~/.local ~/.config \\( -type f -o -type l \\) {own}")).done().stdout;
     assert_eq!(left, "");
 }
