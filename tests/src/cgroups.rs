@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// Our own cgroup in the unified hierarchy, wherever that is mounted; below it a broker that we start makes its own.
 #[must_use]
@@ -22,6 +23,13 @@ pub fn cgroup_of(pid: u64) -> Option<String> {
     cgroups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
+/// Whether that is the root of the hierarchy itself, and of no namespace: there alone controllers can be handed down beside
+/// processes.
+#[must_use]
+pub fn is_root(cgroup: &Path) -> bool {
+    !cgroup.join("cgroup.type").exists()
+}
+
 /// Why a broker that we start can make no cgroups, if so.
 #[must_use]
 pub fn cgroup_hindrance() -> Option<&'static str> {
@@ -30,8 +38,14 @@ pub fn cgroup_hindrance() -> Option<&'static str> {
         return Some("a broker makes no cgroups in a unit of its own");
     }
     let tried = own.join(format!("tried-{}", std::process::id()));
-    let made = fs::create_dir(&tried).and_then(|()| fs::remove_dir(&tried));
-    made.is_err().then_some("no cgroup can be made below our own")
+    if fs::create_dir(&tried).is_err() {
+        return Some("no cgroup can be made below our own");
+    }
+    let procs = tried.join("cgroup.procs");
+    let moved = Command::new("/bin/sh").args(["-c", "echo 0 >\"$0\""]).arg(procs).stderr(Stdio::null()).status();
+    let _ = fs::remove_dir(&tried);
+    let is_moved = moved.is_ok_and(|status| status.success());
+    (!is_moved).then_some("nobody can be moved to a cgroup below our own")
 }
 
 /// Where a broker with that state folder makes its cgroups.

@@ -37,11 +37,12 @@ pub fn hindrance() -> Option<String> {
     if !["/usr/lib/systemd/systemd", "/lib/systemd/systemd"].iter().any(|path| Path::new(path).is_file()) {
         return Some("systemd is not installed".to_owned());
     }
-    if let Err(error) = Cgroup::new(&name()) {
-        return Some(format!("cannot make a cgroup: {error}"));
-    }
+    let cgroup = match Cgroup::new(&name()) {
+        Ok(cgroup) => cgroup,
+        Err(error) => return Some(format!("cannot make a cgroup: {error}")),
+    };
     let folder = folder(files::without_broker);
-    let tried = script(&folder, "-").stdin(Stdio::null()).output();
+    let tried = script(&folder, &cgroup, "try").stdin(Stdio::null()).output();
     let tried = tried.map_err(|error| error.to_string()).and_then(|output| {
         let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
         if output.status.success() { Ok(()) } else { Err(said) }
@@ -65,7 +66,7 @@ impl Namespaces {
         let folder = folder(fill);
         let cgroup = Cgroup::new(&name()).expect("a cgroup can be made, as it could before");
         let log = File::create(folder.path().join("boot.log")).expect("the folder takes a file");
-        let mut command = script(&folder, cgroup.path().to_str().expect("a UTF-8 path"));
+        let mut command = script(&folder, &cgroup, "boot");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be shared")).stderr(log);
         let mut outer = command.spawn().expect("a shell can be executed");
         let pid1 = wait(|| pid1_of(&mut outer, &folder), || format!("systemd starts: {}", log_of(&folder)));
@@ -123,9 +124,9 @@ fn folder(fill: fn(&Path)) -> TempDir {
     folder
 }
 
-fn script(folder: &TempDir, cgroup: &str) -> Command {
+fn script(folder: &TempDir, cgroup: &Cgroup, what: &str) -> Command {
     let mut command = Command::new("/bin/sh");
-    command.arg(folder.path().join("boot.sh")).arg("outer").arg(folder.path()).arg(cgroup);
+    command.arg(folder.path().join("boot.sh")).args(["outer", what]).arg(folder.path()).arg(cgroup.path());
     // Should this test be killed, its machine goes with it. Trials have a thread each, which outlives their machine.
     let die_with_us = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into);
     // SAFETY: between fork and exec it makes one system call, and allocates nothing.

@@ -1,20 +1,20 @@
-# Makes a machine within this one and becomes its systemd: boot.sh STAGE FOLDER CGROUP.
+# Makes a machine within this one and becomes its systemd: boot.sh STAGE boot|try FOLDER CGROUP.
 #
 # FOLDER holds `files`, what this machine has besides the host's files, `programs`, links to the programs that it has at
 # the same paths, and `box`, an empty folder to build in. The stages call each other: `outer` in the namespaces of whoever boots,
-# `middle` in new ones, `inner` in a cgroup namespace whose root is CGROUP. With CGROUP `-` it only tries whether all of it
-# is permitted. Nothing of the host is written to.
+# `middle` in new ones, `inner` in a cgroup namespace whose root is CGROUP. With `try` it only tries whether all of it is
+# permitted. Nothing of the host is written to; whoever made CGROUP may have enabled controllers for it.
 set -eu
-stage=$1 folder=$2 cgroup=$3 script=$0
+stage=$1 what=$2 folder=$3 cgroup=$4 script=$0
 
 case $stage in
 outer)
   exec unshare --mount --pid --net --uts --ipc --fork --kill-child --propagation private \
-    /bin/sh "$script" middle "$folder" "$cgroup"
+    /bin/sh "$script" middle "$what" "$folder" "$cgroup"
   ;;
 middle)
-  [ "$cgroup" = - ] || echo 0 >"$cgroup/cgroup.procs"
-  exec unshare --cgroup /bin/sh "$script" inner "$folder" "$cgroup"
+  echo 0 >"$cgroup/cgroup.procs"
+  exec unshare --cgroup /bin/sh "$script" inner "$what" "$folder" "$cgroup"
   ;;
 esac
 
@@ -65,7 +65,7 @@ for unit in getty.target systemd-logind.service systemd-networkd.service systemd
 done
 
 pivot_root . host
-[ "$cgroup" = - ] && exit 0
+[ "$what" = boot ] || exit 0
 umount -l /host
 for systemd in /usr/lib/systemd/systemd /lib/systemd/systemd; do
   [ ! -x "$systemd" ] || exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=test "$systemd" --system \

@@ -5,9 +5,10 @@ use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::cgroups::{own_cgroup, remove};
+use crate::cgroups::{is_root, own_cgroup, remove};
 use crate::wait::BOUND;
 
 /// A cgroup of its own; when it is dropped its processes are killed, and it is removed.
@@ -17,12 +18,16 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes one below our own, with as many controllers as may be handed on.
+    /// Makes one below our own, with as many controllers as may be handed on. Those stay enabled at the hierarchy's root:
+    /// what is taken back there another run may be using.
     pub(super) fn new(name: &str) -> io::Result<Self> {
         let own = own_cgroup().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup2 is mounted"))?;
-        // Where we are not at the root, our own presence forbids it: then the machine has no controllers.
-        for controller in fs::read_to_string(own.join("cgroup.controllers"))?.split_whitespace() {
-            let _ = fs::write(own.join("cgroup.subtree_control"), format!("+{controller}"));
+        // Anywhere else we live in it ourselves. Then the kernel refuses most of them, and takes the others, which can be
+        // threaded, for the wish that all below be threads of ours: nobody could be moved there any more.
+        if is_root(&own) {
+            for controller in fs::read_to_string(own.join("cgroup.controllers"))?.split_whitespace() {
+                let _ = fs::write(own.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
         }
         let path = own.join(name);
         fs::create_dir(&path)?;
@@ -51,8 +56,10 @@ impl Cgroup {
             }
             let mut waits = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
             let longest = PollTimeout::try_from(BOUND).map_err(io::Error::other)?;
-            if poll(&mut waits, longest)? == 0 {
-                return Err(io::ErrorKind::TimedOut.into());
+            match poll(&mut waits, longest) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
             }
         }
     }

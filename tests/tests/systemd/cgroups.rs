@@ -324,7 +324,7 @@ fn a_limit_without_its_controller_is_said_not_to_hold() {
 pub(crate) mod with_controllers {
     use std::fs;
 
-    use broker_tests::{Machine, Service, own_cgroup, trials};
+    use broker_tests::{Machine, Service, is_root_cgroup, own_cgroup, trials};
 
     use super::{BACKENDS, BROKER, PLACE, backend, machine, pid_of};
 
@@ -332,10 +332,9 @@ pub(crate) mod with_controllers {
 
     /// Why these tests cannot run here, if they cannot.
     pub(crate) fn hindrance() -> Option<String> {
-        let offered = own_cgroup().and_then(|own| fs::read_to_string(own.join("cgroup.controllers")).ok());
-        let is_root = own_cgroup().is_some_and(|own| !own.join("cgroup.type").exists());
-        match offered {
-            Some(offered) if !offered.trim().is_empty() && is_root => None,
+        let root = own_cgroup().filter(|own| is_root_cgroup(own));
+        match root.and_then(|root| fs::read_to_string(root.join("cgroup.controllers")).ok()) {
+            Some(offered) if !offered.trim().is_empty() => None,
             _ => Some("no controller of cgroup2 can be handed to a machine".to_owned()),
         }
     }
