@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::{Machine, NOTES};
 use crate::leftovers::lives;
-use crate::wait::wait;
+use crate::wait::{wait, wait_until};
 
 /// Lines of each journal that a failed test shows.
 const JOURNAL_LINES: &str = "150";
@@ -82,10 +82,26 @@ impl Machine {
         text.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
     }
 
-    /// The journal of a unit since the boot, the messages alone.
+    /// Stops a process inside by a signal: what it is told from then on it does not read.
+    #[track_caller]
+    pub fn freeze(&self, pid: u64) {
+        self.signal(pid, Signal::SIGSTOP);
+        let state = self.path(&format!("/proc/{pid}/stat"));
+        let is_stopped = || fs::read_to_string(&state).is_ok_and(|stat| stat.contains(") T "));
+        wait_until(format!("{pid} is stopped"), is_stopped);
+    }
+
+    /// Waits until the journal of a unit has this text in it, which a process may have yet to write.
+    #[track_caller]
+    pub fn wait_journal(&self, unit: &str, text: &str) {
+        wait(|| self.journal(unit).contains(text).then_some(()), || format!("`{text}` in {}", self.journal(unit)));
+    }
+
+    /// The journal of a unit since the boot, the messages alone, with all that was sent there until now.
     #[track_caller]
     #[must_use]
     pub fn journal(&self, unit: &str) -> String {
+        let _ = self.run(&["journalctl", "--sync"]).done();
         self.run(&["journalctl", "--boot", "--quiet", "--output=cat", "--unit", unit]).done().stdout
     }
 

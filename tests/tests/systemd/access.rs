@@ -10,11 +10,18 @@ trials![
 /// A machine with its users, and a broker with a service for one of them.
 fn machine() -> Machine {
     let machine = Machine::boot();
-    for user in [&["member", "--groups", "broker"][..], &["admin", "--groups", "broker,broker-admin"], &["stranger"]] {
+    let _ = machine.run(&["groupadd", "builders"]).done();
+    for user in [
+        &["member", "--groups", "broker"][..],
+        &["builder", "--groups", "broker,builders"],
+        &["admin", "--groups", "broker,broker-admin"],
+        &["stranger"],
+    ] {
         let _ = machine.run(&[&["useradd", "--create-home"], user].concat()).done();
     }
     machine.service(&Service::fake("x", &[]).toml("[access]\nusers = [\"member\"]"));
     machine.service(&Service::fake("other", &[]));
+    machine.service(&Service::fake("shared", &[]).toml("[access]\ngroups = [\"builders\"]"));
     machine.systemctl(&["start", "brokerd.socket"]);
     machine
 }
@@ -27,12 +34,18 @@ fn members_may_connect_and_use_what_a_service_file_says_and_admins_control() {
     let backend = ctl("member", &["resolve", "x"]).done().json();
     let refused = ctl("member", &["resolve", "other"]).refused(77, "peer_rejected");
     assert!(refused["reason"].as_str().is_some_and(|reason| reason.contains("[access]")), "{refused}");
+    assert_eq!(ctl("builder", &["resolve", "shared"]).done().json()["state"], "ready");
+    let _ = ctl("builder", &["resolve", "x"]).refused(77, "peer_rejected");
+    let _ = ctl("member", &["resolve", "shared"]).refused(77, "peer_rejected");
+    let _ = ctl("builder", &["stop", "shared"]).refused(77, "peer_rejected");
     for order in [&["stop", "x"][..], &["restart", "x"], &["drain", "x"], &["reload"], &["shutdown"], &["status"]] {
         let refused = ctl("member", order).refused(77, "peer_rejected");
         let reason = refused["reason"].as_str().expect("a reason");
         assert!(reason.contains("only root and members of the group `broker-admin` may"), "{reason}");
     }
-    assert_eq!(ctl("admin", &["status"]).done().json()["backends"][0]["pid"], backend["pid"]);
+    let status = ctl("admin", &["status"]).done().json();
+    let backends = status["backends"].as_array().expect("a list");
+    assert!(backends.iter().any(|one| one["service"] == "x" && one["pid"] == backend["pid"]), "{status}");
     let _ = ctl("admin", &["resolve", "x"]).refused(77, "peer_rejected");
     let _ = ctl("admin", &["run", "--", "id"]).refused(77, "peer_rejected");
     let _ = ctl("admin", &["stop", "x"]).done();

@@ -115,7 +115,7 @@ fn stopping_the_unit_of_the_backends_asks_them_first_and_is_no_crash() {
     assert_eq!(machine.property(BACKENDS, "Result"), "success");
     machine.systemctl(&["start", BROKER]);
     assert_no_crash(&machine, "polite");
-    assert!(machine.journal(BROKER).contains("ended with the unit of all backends"));
+    machine.wait_journal(BROKER, "ended with the unit of all backends");
 }
 
 fn the_unit_of_the_backends_is_restarted_with_the_broker() {
@@ -253,7 +253,15 @@ fn a_broker_without_a_unit_for_its_backends_says_so() {
                lone-backends.service beside it";
     let cgroups = &machine.status()["broker"]["cgroups"];
     assert_eq!((&cgroups["place"], cgroups["why_not"].as_str()), (&Value::Null, Some(why)));
+    machine.wait_journal("lone.service", why);
     assert_eq!(machine.journal("lone.service").matches(why).count(), 1);
+}
+
+/// What the README says is to be added to the unit of a broker without cgroups.
+fn drop_in_of_readme() -> &'static str {
+    let readme = include_str!("../../../README.md");
+    let (_, block) = readme.split_once("```ini\n").expect("a block");
+    block.split_once("```").expect("it ends").0
 }
 
 fn without_cgroups_a_restart_ends_backends_unless_the_unit_keeps_them() {
@@ -263,13 +271,19 @@ fn without_cgroups_a_restart_ends_backends_unless_the_unit_keeps_them() {
     machine.systemctl(&["start", BROKER]);
     let pid = pid_of(&machine.resolve("x"));
     let why = "unless the unit has `KillMode=process`";
-    let said = [machine.journal(BROKER), machine.ctl(&["status"]).done().stderr];
-    assert!(said.iter().all(|said| said.contains(why)), "{said:?}");
+    machine.wait_journal(BROKER, why);
+    let said = machine.ctl(&["status"]).done().stderr;
+    assert!(said.contains(why), "{said}");
     machine.systemctl(&["restart", BROKER]);
     assert!(!machine.process_exists(pid), "the service manager ends all that is in the unit");
 
-    machine.write("/run/systemd/system/brokerd.service.d/keep.conf", "[Service]\nKillMode=process\n");
-    machine.systemctl(&["daemon-reload"]);
+    // What would bind the broker alone, if they lived elsewhere, binds them now.
+    let bounds = ["IPAddressDeny", "IPAddressAllow", "DevicePolicy", "TasksMax", "LogRateLimitBurst"];
+    let bounds = || bounds.map(|bound| machine.property(BROKER, bound));
+    assert!(bounds()[0].contains("0.0.0.0/0") && bounds()[2] == "closed", "{:?}", bounds());
+    machine.drop_in(BROKER, drop_in_of_readme());
+    assert_eq!(bounds(), ["", "", "auto", "infinity", "1000000"]);
+    machine.systemctl(&["restart", BROKER]);
     let before = machine.resolve("x");
     machine.systemctl(&["restart", BROKER]);
     let after = machine.resolve("x");

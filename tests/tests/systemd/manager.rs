@@ -19,6 +19,7 @@ trials![
     a_stuck_broker_is_killed_and_the_next_one_has_its_backends,
     the_status_tells_what_goes_on,
     a_reload_is_one_for_systemd_too,
+    it_is_not_ready_before_it_has_found_what_an_earlier_one_left,
 ];
 
 const UNIT: &str = "brokerd.service";
@@ -42,6 +43,11 @@ fn wait_status(machine: &Machine, begins: &str) -> String {
 
 fn restarts(machine: &Machine) -> String {
     machine.property(UNIT, "NRestarts")
+}
+
+/// Waits until systemd has restarted it: once at least, for on a busy machine the next one may be too slow as well.
+fn wait_restart(machine: &Machine) {
+    let _ = machine.wait_property(UNIT, "NRestarts", |number| number != "0");
 }
 
 /// The same process and generation, taken over.
@@ -78,21 +84,42 @@ fn a_reload_is_one_for_systemd_too() {
     wait_status(&machine, "reloaded 2 services, 1 added; ");
     machine.wait_unit(UNIT, "active");
     machine.write("/etc/broker/services.d/z.toml", "[service]\nnme = \"z\"\n");
+    // One that systemd did not ask for: it was told, or the unit has been active all the time.
+    let since = || machine.property(UNIT, "StateChangeTimestampMonotonic");
+    let before = since();
     let _ = machine.ctl(&["reload"]);
     let text = wait_status(&machine, "reloaded 2 services; ");
     assert!(text.contains("/etc/broker/services.d/z.toml"), "{text}");
     machine.wait_unit(UNIT, "active");
+    assert_ne!(since(), before, "it was reloading");
     assert_eq!(machine.main_pid(UNIT), pid);
+}
+
+fn it_is_not_ready_before_it_has_found_what_an_earlier_one_left() {
+    let machine = machine("", &[&Service::fake("x", &[])]);
+    let before = machine.resolve("x");
+    let limits = "[Service]\nTimeoutStartSec=3s\nTimeoutStopSec=1s\nRestart=no\n";
+    machine.drop_in(UNIT, &format!("{limits}Environment=BROKER_FAILPOINT=stuck:sweep-done\n"));
+    let restart = machine.spawn(&["systemctl", "restart", UNIT]);
+    let _ = machine.wait_property(UNIT, "SubState", |state| state == "start");
+    let mut session = machine.session();
+    let id = session.hello("x");
+    // Whoever waits at the socket has systemd start the next one, which is to get through.
+    machine.drop_in(UNIT, limits);
+    let _ = restart.finish().exits(1);
+    machine.wait_journal(UNIT, "start operation timed out");
+    let negotiated = session.answer(id).expect("the next broker answers");
+    assert_eq!((negotiated.pid.map(u64::from), negotiated.generation), (before["pid"].as_u64(), 1));
+    assert_kept(&machine, &before);
 }
 
 fn a_stopped_broker_is_killed_and_the_next_one_has_its_backends() {
     let machine = machine("WatchdogSec=2s", &[&Service::fake("x", &["--workers", "1"])]);
     let before = machine.resolve("x");
     machine.signal(machine.main_pid(UNIT), Signal::SIGSTOP);
-    let _ = machine.wait_property(UNIT, "NRestarts", |number| number == "1");
+    wait_restart(&machine);
     assert_kept(&machine, &before);
-    assert!(machine.journal(UNIT).contains("Watchdog timeout"), "systemd says why");
-    assert_eq!(restarts(&machine), "1");
+    machine.wait_journal(UNIT, "Watchdog timeout");
 }
 
 fn a_stuck_broker_is_killed_and_the_next_one_has_its_backends() {
@@ -101,11 +128,10 @@ fn a_stuck_broker_is_killed_and_the_next_one_has_its_backends() {
     let before = machine.resolve("x");
     let mut session = machine.session();
     session.hello("y");
-    let _ = machine.wait_property(UNIT, "NRestarts", |number| number == "1");
-    assert!(machine.journal(UNIT).contains("Watchdog timeout"), "systemd says why");
+    wait_restart(&machine);
+    machine.wait_journal(UNIT, "Watchdog timeout");
     assert_kept(&machine, &before);
     assert_eq!(machine.resolve("y")["generation"], 1, "the start that hung was none");
-    assert_eq!(restarts(&machine), "1");
 }
 
 /// Takes a database inside for itself, as long as the connection is kept. SQLite follows links by itself, and those that
@@ -127,7 +153,7 @@ fn lock(machine: &Machine, database: &str) -> Connection {
 }
 
 fn a_slow_disk_is_no_reason_to_restart_the_broker() {
-    let machine = machine("WatchdogSec=2s", &[&Service::fake("x", &[]), &Service::fake("y", &[])]);
+    let machine = machine("WatchdogSec=5s", &[&Service::fake("x", &[]), &Service::fake("y", &[])]);
     let (before, pid) = (machine.resolve("x"), machine.main_pid(UNIT));
     let mut session = machine.session();
     session.ping();
@@ -153,7 +179,10 @@ fn a_stop_takes_the_time_that_a_backend_is_given() {
     let deaf = Service::fake("deaf", &["--ignore-term"]).toml("[lifecycle]\nstop_timeout = \"6s\"");
     let machine = machine("TimeoutStopSec=2s", &[&deaf]);
     let pid = machine.resolve("deaf")["pid"].as_u64().expect("a number");
-    let _ = machine.ctl(&["shutdown"]).done();
+    let shutdown = machine.spawn(&["brokerctl", "shutdown"]);
+    // It says so itself, and that it takes longer.
+    machine.wait_unit(UNIT, "deactivating");
+    let _ = shutdown.finish().done();
     machine.wait_unit(UNIT, "inactive");
     assert_eq!(machine.property(UNIT, "Result"), "success");
     assert!(!machine.process_exists(pid));
