@@ -20,6 +20,7 @@ trials![
     a_restart_keeps_the_holds_and_waits_until_ready,
     a_failed_start_is_a_refusal,
     logs_are_printed_and_followed,
+    logs_are_followed_over_a_restart_of_the_broker,
     services_are_listed_with_their_versions,
     people_read_tables_without_control_characters,
     usage_errors_exit_with_2,
@@ -165,6 +166,40 @@ fn logs_are_printed_and_followed() {
     expect("first words");
     follow.kill().expect("it still runs");
     follow.wait().expect("a child can be waited for");
+}
+
+fn logs_are_followed_over_a_restart_of_the_broker() {
+    let mut broker = Broker::start(&[&Service::fake("x", &["--stderr", "begun"])]);
+    let mut connection = broker.dial(&broker.resolve("x"));
+    let mut follow = broker.ctl_in_background(&["logs", "-f", "--max-reconnect-delay", "100ms", "x"]);
+    follow.wait_stdout("what was written", |text| text == "begun\n");
+    broker.kill();
+    let _ = connection.ask("!say by itself").expect("served");
+    follow.wait_stdout("what is written while no broker runs", |text| text.ends_with("by itself\n"));
+    broker.start_again();
+    let _ = connection.ask("!say adopted").expect("served");
+    follow.wait_stdout("what is written afterwards", |text| text.ends_with("adopted\n"));
+    // What is over the next broker has no record of.
+    let _ = broker.ctl(&["stop", "x"]).done();
+    broker.signal(Signal::SIGTERM);
+    assert!(broker.ended().success());
+    broker.start_again();
+    let mut connection = broker.dial(&broker.resolve("x"));
+    let _ = connection.ask("!say anew").expect("served");
+    follow.wait_stdout("what the next start writes", |text| text.ends_with("anew\n"));
+    let _ = broker.ctl(&["shutdown"]).done();
+    assert!(broker.ended().success());
+    let output = follow.finish().exits(69);
+    assert_eq!(output.stdout, "begun\nby itself\nadopted\nbegun\nanew\n", "nothing twice");
+
+    broker.start_again();
+    let _ = broker.resolve("x");
+    let mut follow = broker.ctl_in_background(&["logs", "-f", "--no-reconnect", "x"]);
+    follow.wait_stdout("what was written", |text| text.ends_with("begun\n"));
+    broker.kill();
+    let said = follow.finish().exits(69).stderr;
+    assert!(said.contains("the broker is gone"), "{said}");
+    broker.start_again();
 }
 
 fn services_are_listed_with_their_versions() {

@@ -209,6 +209,28 @@ impl Log {
     pub(super) fn name(&self) -> String {
         name(&self.service, &self.version, &self.instance)
     }
+
+    /// Whether the broker has a start on record. Of one that was over before this broker was it only knows how it would be
+    /// found.
+    pub(super) fn is_on_record(&self) -> bool {
+        self.path.is_some() || self.journal.as_ref().is_some_and(|journal| journal.written_by.is_some())
+    }
+
+    /// The starts of the same backend after the one that is known, oldest first; none if that is the newest, as far as the
+    /// broker knows.
+    pub(super) fn starts_after(&self, known: &Self) -> Vec<Self> {
+        if let Some(journal) = &self.journal {
+            let is_same = |known: &JournalLog| {
+                known.first_line == journal.first_line
+                    && (journal.written_by.is_none() || known.written_by == journal.written_by)
+            };
+            return if known.journal.as_ref().is_some_and(is_same) { Vec::new() } else { vec![self.clone()] };
+        }
+        // The names of files are in the order of their starts. Where none is known, what is past was not asked for.
+        let earlier = self.previous.iter().filter(|path| known.path.as_ref().is_some_and(|known| *path > known));
+        let all = earlier.chain(self.path.as_ref().filter(|path| known.path.as_ref() != Some(path)));
+        all.map(|path| Self { path: Some(path.clone()), ..self.clone() }).collect()
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -316,5 +338,58 @@ impl Subject {
             Self::Backend(key) => key.name(),
             Self::Other {} => "-".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(path: Option<&str>, previous: &[&str]) -> Log {
+        Log {
+            instance: "default".to_owned(),
+            service: "x".to_owned(),
+            version: "1.0.0".to_owned(),
+            path: path.map(Into::into),
+            previous: previous.iter().map(Into::into).collect(),
+            journal: None,
+        }
+    }
+
+    fn in_journal(generation: u64, written_by: Option<u32>) -> Log {
+        let first_line = format!("starting x@1.0.0/default, generation {generation}");
+        let journal = JournalLog {
+            identifier: "x".to_owned(),
+            generation,
+            first_line,
+            written_by,
+            pids: Vec::new(),
+            cgroup: None,
+        };
+        Log { journal: Some(journal), ..log(None, &[]) }
+    }
+
+    #[test]
+    fn what_came_after_a_start_is_told_once_and_in_order() {
+        let after = |log: &Log, known: &Log| -> Vec<_> {
+            log.starts_after(known).into_iter().map(|log| log.path.expect("a file").display().to_string()).collect()
+        };
+        let known = log(Some("/2"), &["/1"]);
+        assert_eq!(after(&log(Some("/2"), &["/1"]), &known), [""; 0]);
+        assert_eq!(after(&log(Some("/4"), &["/1", "/2", "/3"]), &known), ["/3", "/4"]);
+        assert_eq!(after(&log(None, &["/1", "/2"]), &known), [""; 0], "the next broker has no start on record");
+        assert_eq!(after(&log(None, &["/1", "/2", "/3"]), &known), ["/3"]);
+        assert_eq!(after(&log(Some("/2"), &["/1"]), &log(None, &[])), ["/2"], "of the past nothing was asked for");
+    }
+
+    #[test]
+    fn a_start_in_the_journal_is_the_same_to_the_next_broker() {
+        let known = in_journal(1, Some(7));
+        let is_another = |log: &Log| log.starts_after(&known) == std::slice::from_ref(log);
+        for same in [in_journal(1, Some(7)), in_journal(1, None)] {
+            assert_eq!(same.starts_after(&known), []);
+        }
+        assert!(is_another(&in_journal(2, Some(7))) && is_another(&in_journal(2, None)));
+        assert!(is_another(&in_journal(1, Some(8))), "numbers begin anew where the broker's own journal was lost");
     }
 }

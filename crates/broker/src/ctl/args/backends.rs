@@ -77,7 +77,9 @@ pub(in crate::ctl) struct Exec {
 pub(in crate::ctl) struct Logs {
     #[command(flatten)]
     pub(in crate::ctl) filter: Filter,
-    /// Go on printing what is written, over restarts
+    #[command(flatten)]
+    pub(in crate::ctl) keeping: Keeping,
+    /// Go on printing what is written, over restarts of backends and of the broker
     #[arg(short, long)]
     pub(in crate::ctl) follow: bool,
     /// Begin with the last LINES lines of each log

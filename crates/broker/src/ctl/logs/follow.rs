@@ -1,7 +1,11 @@
-//! `brokerctl logs -f`: what is written, as it is written, over restarts.
+//! `brokerctl logs -f`: what is written, as it is written, over restarts of backends and of the broker. What is read goes on
+//! whether a broker runs or not; the broker only says where the next start writes to.
 
+use std::future::pending;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use broker_client::Error;
 use broker_proto::{AdminRequest, Selection};
 use tokio::sync::mpsc;
 
@@ -61,12 +65,6 @@ impl<'a> Source<'a> {
         Self { log, text, printer, over_since: None }
     }
 
-    /// Whether that is where the newest start of the backend writes to.
-    fn is_of(&self, log: &Log) -> bool {
-        let start = |log: &Log| log.journal.as_ref().map(|journal| (journal.first_line.clone(), journal.written_by));
-        self.log.path == log.path && start(&self.log) == start(log)
-    }
-
     fn drain(&mut self) -> Result<(), Failure> {
         match &mut self.text {
             Text::File(tail) => self.printer.drain(tail),
@@ -115,22 +113,29 @@ impl<'a> Sources<'a> {
     fn update(&mut self, logs: Vec<Log>) -> Result<(), Failure> {
         for log in logs {
             let known = self.all.iter_mut().rfind(|source| source.log.name() == log.name());
-            let width = match known {
-                Some(source) if source.is_of(&log) => {
-                    source.log = log;
-                    continue;
-                }
+            let (width, starts) = match known {
                 Some(source) => {
+                    let starts = log.starts_after(&source.log);
+                    if starts.is_empty() {
+                        if log.is_on_record() {
+                            source.log = log;
+                        }
+                        continue;
+                    }
                     source.drain()?;
                     source.over_since = Some(Instant::now());
-                    source.printer.width()
+                    (source.printer.width(), starts)
                 }
-                None => (!self.all.is_empty()).then_some(0),
+                None => ((!self.all.is_empty()).then_some(0), vec![log]),
             };
-            let printer = Printer::new(self.console, &log, width);
-            let mut source = Source::open(self.console, log, printer, None);
-            source.drain()?;
-            self.all.push(source);
+            let newest = starts.len() - 1;
+            for (at, log) in starts.into_iter().enumerate() {
+                let printer = Printer::new(self.console, &log, width);
+                let mut source = Source::open(self.console, log, printer, None);
+                source.drain()?;
+                source.over_since = (at < newest).then(Instant::now);
+                self.all.push(source);
+            }
         }
         let is_over = |source: &Source<'_>| match source.text {
             Text::Journal(_) => source.over_since.is_some_and(|since| since.elapsed() > LINGER),
@@ -187,36 +192,51 @@ pub(super) async fn follow(
     let mut watch = Watch::new();
     let mut ask_again = tokio::time::interval(ASK_AGAIN);
     ask_again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // While the broker is away the answer is waited for, and what is written is printed.
+    let mut asked: Option<Asked<'_>> = None;
     loop {
         for source in &sources.all {
             watch.add(source.log.path.as_deref());
         }
-        let created = tokio::select! {
-            created = watch.changed() => created,
-            _ = ask_again.tick() => true,
-            Some(chunk) = read.recv() => {
-                sources.feed(chunk)?;
-                continue;
-            }
-            _ = session.client.closed() => {
-                sources.finish(&mut read).await?;
-                return Err(Failure::told(UNAVAILABLE, "the broker is gone"));
+        let answer = async {
+            match &mut asked {
+                Some(answer) => answer.await,
+                None => pending().await,
             }
         };
-        sources.each(Source::drain)?;
-        if !created {
-            continue;
-        }
-        match ask_quietly(session, selections).await {
-            Ok(logs) => sources.update(logs)?,
-            Err(broker_client::Error::Refused(refusal)) => return Err(Failure::Refused(refusal)),
-            // The session is ending, which the next turn says.
-            Err(_) => {}
+        tokio::select! {
+            created = watch.changed() => {
+                sources.each(Source::drain)?;
+                if created {
+                    asked = Some(Box::pin(ask_quietly(session, selections)));
+                }
+            }
+            _ = ask_again.tick() => {
+                sources.each(Source::drain)?;
+                asked.get_or_insert_with(|| Box::pin(ask_quietly(session, selections)));
+            }
+            answer = answer => {
+                asked = None;
+                match answer {
+                    Ok(logs) => sources.update(logs)?,
+                    Err(Error::Refused(refusal)) => return Err(Failure::Refused(refusal)),
+                    // The session is ending, which the next turn says, or the broker is busy.
+                    Err(_) => {}
+                }
+            }
+            Some(chunk) = read.recv() => sources.feed(chunk)?,
+            error = session.client.closed() => {
+                sources.finish(&mut read).await?;
+                return Err(Failure::because(UNAVAILABLE, "the broker is gone", error));
+            }
         }
     }
 }
 
-async fn ask_quietly(session: &Session<'_>, selections: &[Selection]) -> Result<Vec<Log>, broker_client::Error> {
+/// The broker's answer to come.
+type Asked<'s> = Pin<Box<dyn Future<Output = Result<Vec<Log>, Error>> + 's>>;
+
+async fn ask_quietly(session: &Session<'_>, selections: &[Selection]) -> Result<Vec<Log>, Error> {
     let mut logs = Vec::new();
     for selection in selections {
         let text = session.client.admin(AdminRequest::Logs { selection: selection.clone() }).await?;

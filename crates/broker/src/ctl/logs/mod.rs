@@ -16,7 +16,10 @@ use super::tail::Tail;
 
 pub(super) async fn run(console: &Console, global: &Global, args: &args::Logs) -> Result<(), Failure> {
     let selections = selections(&args.filter.backends, &args.filter.instance)?;
-    let session = Session::open(console, global).await?;
+    let session = match args.follow {
+        true => Session::follow(console, global, &args.keeping).await?,
+        false => Session::open(console, global).await?,
+    };
     let logs = ask(&session, &selections).await?;
     if console.json && !args.follow {
         return Ok(());
