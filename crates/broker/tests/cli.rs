@@ -234,7 +234,8 @@ fn where_no_broker_runs_the_error_says_how_to_start_one() {
     --- stderr
     brokerctl: error: no broker is running
       tried /no/such/broker.sock: No such file or directory (os error 2)
-      start one with `brokerd --detach`, `brokerd` (in the foreground) or `systemctl start brokerd`,
+      start one with `brokerd --detach`, `brokerd` (in the foreground) or, under systemd,
+      `systemctl --user start brokerd.socket`; the system's: `sudo systemctl start brokerd.socket`;
       or name its socket with --socket or BROKER_SOCKET
     ");
     insta::assert_snapshot!(run("resolve redis --json --socket /no/such/broker.sock"), @"
@@ -243,7 +244,8 @@ fn where_no_broker_runs_the_error_says_how_to_start_one() {
     --- stderr
     brokerctl: error: no broker is running
       tried /no/such/broker.sock: No such file or directory (os error 2)
-      start one with `brokerd --detach`, `brokerd` (in the foreground) or `systemctl start brokerd`,
+      start one with `brokerd --detach`, `brokerd` (in the foreground) or, under systemd,
+      `systemctl --user start brokerd.socket`; the system's: `sudo systemctl start brokerd.socket`;
       or name its socket with --socket or BROKER_SOCKET
     ");
 }

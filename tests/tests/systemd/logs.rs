@@ -285,7 +285,7 @@ fn what_a_daemon_wrote_last_is_evidence() {
     assert_eq!(evidence["stderr"], last, "the broker's own line is none of the daemon's");
     let human = machine.ctl(&["resolve", "bad"]).exits(75).stderr;
     assert!(
-        human.contains("the disk is on fire") && human.contains("the journal; `brokerctl logs` shows it"),
+        human.contains("the disk is on fire") && human.contains("the journal; `brokerctl logs bad` shows it"),
         "{human}"
     );
     let refused = machine.ctl_json(&["resolve", "silent"]).refused(75, "backend_unavailable");

@@ -48,7 +48,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    let console = Console::new(&cli.global);
+    let console = Console { asked: session::asked(&cli.command), ..Console::new(&cli.global) };
     match run(&console, cli) {
         Ok(code) => code,
         Err(failure) => console.report(failure),

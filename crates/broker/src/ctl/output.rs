@@ -85,6 +85,8 @@ pub(super) struct Console {
     pub(super) json: bool,
     pub(super) quiet: bool,
     pub(super) verbose: bool,
+    /// The one backend that the command asks for.
+    pub(super) asked: Option<String>,
     pub(super) stdout_is_terminal: bool,
     pub(super) stderr_is_terminal: bool,
 }
@@ -101,6 +103,7 @@ impl Console {
             json: global.json,
             quiet: global.quiet,
             verbose: global.verbose,
+            asked: None,
             stdout_is_terminal: io::stdout().is_terminal(),
             stderr_is_terminal: io::stderr().is_terminal(),
         }
@@ -136,7 +139,11 @@ impl Console {
                 if self.json {
                     let _ = self.document(&refusal::to_json(&refused));
                 } else {
-                    self.note(format_args!("{}{}", error_prefix(), refusal::for_people(&refused)));
+                    self.note(format_args!(
+                        "{}{}",
+                        error_prefix(),
+                        refusal::for_people(&refused, self.asked.as_deref())
+                    ));
                 }
                 refusal::exit_code(refused.code)
             }

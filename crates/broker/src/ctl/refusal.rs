@@ -66,8 +66,8 @@ pub(super) fn from_json(refused: &Value) -> Refusal {
 }
 
 /// What happened, the evidence, and when to try again or what to do: the first line goes behind a prefix, the rest is
-/// indented.
-pub(super) fn for_people(refusal: &Refusal) -> String {
+/// indented. `asked` is the backend that it is about, where that is one.
+pub(super) fn for_people(refusal: &Refusal, asked: Option<&str>) -> String {
     let Evidence { exit_code, signal, lived_ms, attempt, stderr, log_path, available } = &refusal.evidence;
     let mut text = format!("{} ({})", harmless(&refusal.reason), refusal.code);
     let mut row = |label: &str, value: String| {
@@ -96,7 +96,11 @@ pub(super) fn for_people(refusal: &Refusal) -> String {
         }
     }
     if let Some(path) = log_path {
-        let place = if path == JOURNAL { "the journal; `brokerctl logs` shows it".to_owned() } else { harmless(path) };
+        let place = match asked {
+            _ if path != JOURNAL => harmless(path),
+            Some(name) => format!("the journal; `brokerctl logs {name}` shows it"),
+            None => "the journal; `brokerctl logs` shows it".to_owned(),
+        };
         let _ = write!(text, "\n  {:<10}{place}", "log");
     }
     for line in [advice(refusal.code).map(str::to_owned), refusal.retry_after_ms.map(retry_after)].into_iter().flatten()
@@ -160,7 +164,7 @@ mod tests {
 
     #[test]
     fn people_read_what_happened_the_evidence_and_when_to_try_again() {
-        insta::assert_snapshot!(for_people(&crashed()), @r"
+        insta::assert_snapshot!(for_people(&crashed(), None), @r"
         `flaky` crashed again after its one retry (backend_unavailable)
           exit code 7
           lived     12ms
@@ -178,14 +182,16 @@ mod tests {
     fn a_log_in_the_journal_is_shown_by_a_command() {
         let mut refusal = crashed();
         refusal.evidence.log_path = Some("journal".to_owned());
-        let text = for_people(&refusal);
-        assert!(text.contains("\n  log       the journal; `brokerctl logs` shows it\n"), "{text}");
+        for (asked, command) in [(Some("flaky/ci"), "brokerctl logs flaky/ci"), (None, "brokerctl logs")] {
+            let text = for_people(&refusal, asked);
+            assert!(text.contains(&format!("\n  log       the journal; `{command}` shows it\n")), "{text}");
+        }
     }
 
     #[test]
     fn a_bare_refusal_is_one_sentence_and_its_advice() {
         let refusal = Refusal::new(Code::ServiceUnknown, "no service is called `rediss`; did you mean `redis`?");
-        insta::assert_snapshot!(for_people(&refusal), @r"
+        insta::assert_snapshot!(for_people(&refusal, None), @r"
         no service is called `rediss`; did you mean `redis`? (service_unknown)
           `brokerctl services` lists what can be asked for
         ");

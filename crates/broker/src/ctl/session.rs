@@ -12,7 +12,7 @@ use broker_proto::{Address, AdminRequest, InstanceName, Requirement, Selection};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use serde_json::Value;
 
-use super::args::{Command, Events, Exec, Global, Instance, Logs, Wanted};
+use super::args::{Command, Events, Exec, Global, Instance, Logs, Started, Wanted};
 use super::keeping::{Keeping, Starting};
 use super::output::{Console, FAILED, Failure, NOT_PERMITTED, TRY_LATER, UNAVAILABLE, USAGE, humane};
 use super::{documents, progress};
@@ -146,6 +146,22 @@ pub(super) fn check_usage(command: &Command) -> Result<(), Failure> {
     backends.iter().try_for_each(|address| one_instance(address, option).map(drop))
 }
 
+/// The one backend that a command asks for, as `brokerctl logs` takes it.
+pub(super) fn asked(command: &Command) -> Option<String> {
+    let (address, option) = match command {
+        Command::Resolve(wanted) | Command::Connect(wanted) | Command::Exec(Exec { wanted, .. }) => {
+            (&wanted.backend, &wanted.instance)
+        }
+        Command::Start(Started { backends, instance }) => match backends.as_slice() {
+            [address] => (address, instance),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    let instance = one_instance(address, option).ok()?.map(|name| name.to_string());
+    Some(in_words(&Selection { instance, service: Some(address.service.to_string()), version_requirement: None }))
+}
+
 /// What the names select; no name selects all (of the instance).
 pub(super) fn selections(backends: &[Address], option: &Instance) -> Result<Vec<Selection>, Failure> {
     if backends.is_empty() {
@@ -216,7 +232,8 @@ pub(super) fn explain(error: Error) -> Failure {
 
 fn how_to_start(tried: &[(PathBuf, std::io::Error)]) -> String {
     let looked = tried.iter().map(|(path, error)| format!("tried {}: {error}\n", path.display()));
-    let start = "start one with `brokerd --detach`, `brokerd` (in the foreground) or `systemctl start brokerd`,\n\
+    let start = "start one with `brokerd --detach`, `brokerd` (in the foreground) or, under systemd,\n\
+                 `systemctl --user start brokerd.socket`; the system's: `sudo systemctl start brokerd.socket`;\n\
                  or name its socket with --socket or BROKER_SOCKET";
     looked.collect::<String>() + start
 }
@@ -245,7 +262,7 @@ fn how_to_be_admitted(socket: &Path) -> String {
         );
     }
     format!(
-        "it is for members of the group `{0}`: join it (`usermod -aG {0} {name}`, and log in again), or run a broker of \
+        "it is for members of the group `{0}`: join it (`sudo usermod -aG {0} {name}`, and log in again), or run a broker of \
          your own: `brokerd`",
         group.name
     )
@@ -271,6 +288,17 @@ mod tests {
         assert!(matches!(said("redis/a", &instance("a")), Ok(Some(name)) if name == "a"));
         assert!(matches!(said("redis", &instance("a")), Ok(Some(name)) if name == "a"));
         assert!(matches!(said("redis/a", &instance("b")), Err(Failure::Told { code: USAGE, .. })));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_named_as_logs_takes_it() {
+        let asked = |line: &str| {
+            let words = std::iter::once("brokerctl").chain(line.split(' '));
+            asked(&<super::super::args::Cli as clap::Parser>::parse_from(words).command)
+        };
+        assert_eq!(asked("resolve redis@^7").as_deref(), Some("redis"));
+        assert_eq!(asked("exec -i ci redis -- true").as_deref(), Some("redis/ci"));
+        assert_eq!((asked("start a/x").as_deref(), asked("start a b"), asked("status a")), (Some("a/x"), None, None));
     }
 
     #[test]

@@ -69,7 +69,8 @@ pub(super) async fn fate(session: &Session<'_>, held: &Held, before: &Negotiated
                 }
                 Ok(_) => Fate::Crashed(format!("{name} ended, and the connection with it")),
                 Err(Error::Refused(refused)) if speaks_of_the_process(refused.code) => {
-                    Fate::Crashed(format!("the connection to {name} ended: {}", refusal::for_people(&refused)))
+                    let why = refusal::for_people(&refused, session.console.asked.as_deref());
+                    Fate::Crashed(format!("the connection to {name} ended: {why}"))
                 }
                 // That there is nothing new to be had, as while it is drained, is no fault of the one that was.
                 Err(Error::Refused(_)) => Fate::Closed,

@@ -236,8 +236,14 @@ mod tests {
 
     #[test]
     fn a_line_has_the_local_time_and_the_date_if_that_is_not_today() {
-        let console =
-            Console { json: false, quiet: false, verbose: false, stdout_is_terminal: false, stderr_is_terminal: false };
+        let console = Console {
+            json: false,
+            quiet: false,
+            verbose: false,
+            asked: None,
+            stdout_is_terminal: false,
+            stderr_is_terminal: false,
+        };
         let zone = TimeZone::fixed(jiff::tz::offset(-5));
         let mut printer = Printer::new(&console, zone);
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().expect("a time");
