@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use broker_proto::AdminRequest;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -329,7 +329,7 @@ impl Broker {
         let status = loop {
             match child.try_wait() {
                 Ok(Some(status)) => break Some(status),
-                Ok(None) if began.elapsed() < BOUND => thread::sleep(std::time::Duration::from_millis(3)),
+                Ok(None) if began.elapsed() < BOUND => thread::sleep(Duration::from_millis(3)),
                 _ => break None,
             }
         };
@@ -350,12 +350,26 @@ impl Broker {
             place.iter().flat_map(|place| cgroups::members(place)).filter(|pid| !left.iter().any(|(p, _)| p == pid));
         let hidden: Vec<_> = hidden.map(|pid| (pid, "in a cgroup of the broker".to_owned())).collect();
         left.extend(hidden);
-        for (pid, _) in &left {
-            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-        }
-        wait_until("killed processes are gone", || processes_mentioning(self.folder()).is_empty());
-        if let Some(place) = place {
-            wait_until("the broker's cgroups are removed", || cgroups::remove(&place).is_ok());
+        let kill_all = |found: &[(i32, String)]| {
+            found.iter().for_each(|(pid, _)| _ = kill(Pid::from_raw(*pid), Signal::SIGKILL));
+        };
+        kill_all(&left);
+        // Until nobody is left: what forked meanwhile is found by the next look. A panic here would end the whole run.
+        let began = Instant::now();
+        loop {
+            let living = processes_mentioning(self.folder());
+            kill_all(&living);
+            if let Some(place) = &place {
+                let _ = fs::write(place.join("cgroup.kill"), "1");
+            }
+            let are_removed = living.is_empty() && place.as_ref().is_none_or(|place| cgroups::remove(place).is_ok());
+            if are_removed {
+                break;
+            }
+            if began.elapsed() > BOUND {
+                return Err(format!("killed processes, or the broker's cgroups, remain: {living:?}"));
+            }
+            thread::sleep(Duration::from_millis(5));
         }
         if left.is_empty() || self.may_leave_processes { Ok(()) } else { Err(format!("processes were left: {left:?}")) }
     }

@@ -166,6 +166,15 @@ impl Seen {
     }
 }
 
+/// Has the clients end with the trial, however that ends.
+struct End<'s>(&'s Seen);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.enough.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Says Hello after Hello, on one session until it ends, and then on the next.
 fn ask_without_pause(socket: &Path, seen: &Seen) {
     while !seen.enough.load(Ordering::Relaxed) {
@@ -194,6 +203,7 @@ fn nobody_who_asks_without_pause_is_reset_by_a_broker_that_leaves() {
     let mut broker = Broker::start(&[&Service::fake("x", &[])]);
     let before = broker.resolve("x");
     let seen = Arc::new(Seen::default());
+    let _end = End(&seen);
     let clients: Vec<_> = (0..20)
         .map(|_| {
             let (seen, socket) = (Arc::clone(&seen), broker.socket());

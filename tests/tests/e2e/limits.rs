@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use broker_tests::{Broker, Service, Setup, cgroup_hindrance, trials};
+use broker_tests::{Broker, Service, Setup, cgroup_hindrance, is_root_cgroup, own_cgroup, trials};
 use serde_json::{Value, json};
 
 trials![
@@ -24,6 +24,18 @@ const OF_CGROUP: [(&str, &str, &str, &str); 3] = [
 ];
 
 const LIMITS: &str = "[limits]\nmemory_max = \"512MiB\"\ntasks_max = 100\ncpu_weight = 50\nnofile = 321\n";
+
+fn words(file: &Path) -> impl Iterator<Item = String> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect::<Vec<_>>().into_iter()
+}
+
+/// Whether a controller holds below our own cgroup, or can be enabled there: not beside ourselves, but at the root.
+fn can_be_had(controller: &str) -> bool {
+    let Some(own) = own_cgroup().filter(|_| cgroup_hindrance().is_none()) else { return false };
+    let file = if is_root_cgroup(&own) { "cgroup.controllers" } else { "cgroup.subtree_control" };
+    words(&own.join(file)).any(|word| word == controller)
+}
 
 /// The soft and hard limit of open files of a process.
 fn nofile(pid: &Value) -> (String, String) {
@@ -116,14 +128,27 @@ fn changed_limits_are_applied_by_a_restart() {
 
 fn a_durable_process_has_limits_too() {
     let broker = Broker::start(&[]);
-    let text = "[service]\nname = \"job\"\nkind = \"process\"\n[limits]\nnofile = 321\nmemory_max = \"1GiB\"\n\
-                [[version]]\nversion = \"1\"\ncommand = [\"/bin/sh\", \"-c\", \"ulimit -n; ulimit -Hn\"]\n";
+    let gate = broker.path("gate").display().to_string();
+    let script = format!("ulimit -n; ulimit -Hn; until test -e {gate}; do sleep 0.02; done");
+    let text = format!(
+        "[service]\nname = \"job\"\nkind = \"process\"\n[limits]\nnofile = 321\nmemory_max = \"1GiB\"\n\
+         [[version]]\nversion = \"1\"\ncommand = [\"/bin/sh\", \"-c\", \"{script}\"]\n"
+    );
     fs::write(broker.path("services.d/job.toml"), text).expect("the folder takes a file");
     let _ = broker.ctl(&["reload"]).done();
-    assert_eq!(broker.ctl(&["run", "job"]).done().stdout, "321\n321\n");
-    let log = broker.log();
-    let is_there = cgroup_hindrance().is_none() && !log.contains("a limit is not enforced");
-    assert!(is_there || log.contains("a limit is not enforced") && log.contains("memory_max"), "{log}");
+    let mut run = broker.ctl_in_background(&["run", "--id", "x", "job"]);
+    run.wait_stdout("how many files it may open", |text| text == "321\n321\n");
+    if can_be_had("memory") {
+        let status = broker.status();
+        let place = Path::new(status["broker"]["cgroups"]["place"].as_str().expect("a place"));
+        let written = fs::read_to_string(place.join("run~x.1/memory.max")).expect("the controller is enabled");
+        assert_eq!(written, "1073741824\n");
+    } else {
+        let is_said = |line: &str| line.contains("a limit is not enforced") && line.contains("memory_max");
+        assert!(broker.log().lines().any(is_said), "{}", broker.log());
+    }
+    broker.open_gate("gate");
+    let _ = run.finish().done();
 }
 
 fn check_says_what_no_broker_here_can_enforce() {
@@ -138,6 +163,16 @@ fn check_says_what_no_broker_here_can_enforce() {
         assert!(OF_CGROUP.iter().any(|(known, ..)| *known == limit), "{problem}");
         assert!(message.starts_with(&format!("`{limit}` in [limits] is not enforced on this machine: ")), "{message}");
         assert_eq!(problem["severity"], "warning");
+    }
+    if let Some(own) = own_cgroup() {
+        let is_vain = |limit: &str| problems.iter().any(|problem| problem["key"] == limit);
+        for (limit, controller, ..) in OF_CGROUP {
+            let is_offered = words(&own.join("cgroup.controllers")).any(|word| word == controller);
+            assert!(!(is_offered && is_vain(limit)), "{limit} can be had here");
+            assert!(is_offered || is_vain(limit) || !is_root_cgroup(&own), "{limit} cannot be had anywhere");
+        }
+    } else {
+        assert_eq!(problems.len(), OF_CGROUP.len(), "{said}");
     }
     // What no broker can enforce this one cannot either.
     let _ = broker.resolve("x");

@@ -7,7 +7,6 @@ trials![
     the_services_are_no_more_exposed_than_they_must_be,
     the_service_starts_and_a_backend_is_resolved,
     what_binds_the_broker_does_not_bind_a_backend,
-    a_member_of_the_group_may_connect_and_a_stranger_may_not,
 ];
 
 const UNITS: [&str; 3] = ["brokerd.socket", "brokerd.service", "brokerd-backends.service"];
@@ -63,18 +62,4 @@ fn what_binds_the_broker_does_not_bind_a_backend() {
     assert_eq!(namespaces(pid).stdout, namespaces(1).stdout, "a backend sees what everybody sees");
     let status = machine.read(&format!("/proc/{pid}/status"));
     assert!(status.contains("NoNewPrivs:\t0"), "{status}");
-}
-
-fn a_member_of_the_group_may_connect_and_a_stranger_may_not() {
-    let machine = Machine::boot();
-    for user in [&["member", "--groups", "broker"][..], &["stranger"]] {
-        let _ = machine.run(&[&["useradd", "--create-home"], user].concat()).done();
-    }
-    let access = "[access]\nusers = [\"member\", \"stranger\"]";
-    machine.service(&Service::fake("x", &[]).toml(access));
-    machine.systemctl(&["start", "brokerd.service"]);
-    let resolve = |user: &str| machine.run_as(user, &["brokerctl", "--json", "resolve", "x"]);
-    assert_eq!(resolve("member").done().json()["state"], "ready");
-    let refused = resolve("stranger").exits(77);
-    assert!(refused.stderr.contains("/run/broker/broker.sock"), "{}", refused.stderr);
 }
