@@ -99,6 +99,13 @@ impl Broker {
         Self::unstarted(programs, services).started()
     }
 
+    /// Starts one that stays awake that long after each answer.
+    pub(crate) fn awake(programs: &Programs, services: &[Service], busy_poll: &str) -> Self {
+        let broker = Self::unstarted(programs, services);
+        broker.folder.write("broker.toml", &format!("busy_poll = {busy_poll:?}\n{LIMITS}"));
+        broker.started()
+    }
+
     /// Starts one that cannot open its journal, and keeps it in memory.
     pub(crate) fn with_broken_journal(programs: &Programs, services: &[Service]) -> Self {
         let broker = Self::unstarted(programs, services);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::warm::Tracks;
+use super::warm::{BUSY_POLL, Tracks};
 use crate::broker::{Broker, Kind, Service};
 use crate::client::Key;
 use crate::contest::Track;
@@ -20,7 +20,7 @@ const HEALTHY_AFTER: &str = "[recovery]\nhealthy_after = \"1s\"\n";
 const SETTLING: Duration = Duration::from_secs(3);
 
 pub(crate) fn measure(world: &mut World) -> Vec<Row> {
-    let Tracks { connect: [echo, tokio, ours], kept: [kept_echo, kept_tokio, kept, _], .. } = Tracks::of(world);
+    let Tracks { connect: [echo, tokio, ours], kept: [kept_echo, kept_tokio, kept, _], awake, .. } = Tracks::of(world);
     let cpu = |what: &str, baseline: &Track, ours: &Track, bound| {
         let (baseline, ours) =
             (baseline.each(|slice| slice.cpu_per_request()), ours.each(|slice| slice.cpu_per_request()));
@@ -36,6 +36,13 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
         cpu("(echo on tokio, the same)", echo, tokio, Bound::None),
         cpu("server CPU, kept session", kept_echo, kept, Bound::AtMost(1.3)),
         cpu("(echo on tokio, the same)", kept_echo, kept_tokio, Bound::None),
+        cpu(
+            &format!("server CPU, one connection per Hello, busy_poll {BUSY_POLL}"),
+            &awake.0[0],
+            &awake.0[2],
+            Bound::None,
+        ),
+        cpu(&format!("server CPU, kept session, busy_poll {BUSY_POLL}"), &awake.1[0], &awake.1[2], Bound::None),
         sleeps("times the server sleeps per connection and Hello", echo, ours, Bound::AtMost(1.1)),
         sleeps("times the server sleeps per Hello, kept session", kept_echo, kept, Bound::AtMost(1.1)),
     ];

@@ -43,8 +43,11 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
         .map(|number| Warm::of(&key, &negotiated, u64::try_from(number).expect("a small number"), Delivery::Endpoint))
         .map(|warm| (warm.frame, warm.answer))
         .collect();
+    let mut releasing = vec![([&warm.release[..], &warm.frame].concat(), warm.answer.clone()); REQUESTS_MAX];
     // The first one opens the connection.
-    hellos[0] = (warm.opening.clone(), warm.opening_answer.clone());
+    for requests in [&mut hellos, &mut releasing] {
+        requests[0] = (warm.opening.clone(), warm.opening_answer.clone());
+    }
     let words = vec![(WORDS.to_vec(), WORDS.to_vec()); REQUESTS_MAX];
     let heartbeat = frame(&ServerMessage::Heartbeat);
     let open = |socket: &std::path::Path| -> Vec<UnixStream> {
@@ -57,6 +60,9 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
             Contender::new(echo.pid(), |out| swarm::kept(open(echo.socket()), lasting, &words, &[], out)),
             Contender::new(tokio.pid(), |out| swarm::kept(open(tokio.socket()), lasting, &words, &[], out)),
             Contender::new(broker.pid(), |out| swarm::kept(open(&broker.socket()), lasting, &hellos, &heartbeat, out)),
+            Contender::new(broker.pid(), |out| {
+                swarm::kept(open(&broker.socket()), lasting, &releasing, &heartbeat, out)
+            }),
         ],
     );
 
@@ -68,6 +74,7 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
         compare("64 clients, a connection per Hello", &connects[0], &connects[2], Bound::AtLeast(0.85)),
         compare("the same, echo on tokio over the floor", &connects[0], &connects[1], Bound::None),
         compare("64 clients, kept sessions", &trips[0], &trips[2], Bound::AtLeast(0.8)),
+        compare("the same, each releases the one before", &trips[0], &trips[3], Bound::None),
         compare("the same, echo on tokio over the floor", &trips[0], &trips[1], Bound::None),
     ]
 }

@@ -14,6 +14,9 @@ use crate::world::World;
 /// The backend, which accepts what is handed out, answers somebody after so many: its queue of connections never fills up.
 const CATCHING_UP: usize = 64;
 
+/// How long a broker stays awake after an answer, where that is tried.
+pub(crate) const BUSY_POLL: &str = "50us";
+
 /// What the rounds of goals 1 and 2 found, each with its baseline first.
 pub(crate) struct Tracks {
     /// One connection per request: echo, echo on tokio, ours.
@@ -24,11 +27,18 @@ pub(crate) struct Tracks {
     passed: [Track; 3],
     /// The first two again with both ends on one core.
     together: ([Track; 3], [Track; 4]),
+    /// The first two again, with a broker that stays awake for [`BUSY_POLL`].
+    pub(crate) awake: ([Track; 3], [Track; 4]),
 }
 
 pub(crate) fn measure(world: &mut World) -> Vec<Row> {
-    let Tracks { connect: [echo, tokio, ours], kept: [kept_echo, kept_tokio, kept, releasing], passed, together } =
-        Tracks::of(world);
+    let Tracks {
+        connect: [echo, tokio, ours],
+        kept: [kept_echo, kept_tokio, kept, releasing],
+        passed,
+        together,
+        awake,
+    } = Tracks::of(world);
     let compare = |what: &str, baseline: &Track, ours: &Track, percent: usize, bound| {
         let what = format!("{what}, P{percent}");
         let sides = (baseline.each(|slice| slice.at(percent)), ours.each(|slice| slice.at(percent)));
@@ -50,6 +60,8 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
         compare("(echo on tokio, the same)", &together.0[0], &together.0[1], 50, shown),
         compare("kept session, all on one core", &together.1[0], &together.1[2], 50, shown),
         compare("(echo on tokio, the same)", &together.1[0], &together.1[1], 50, shown),
+        compare(&format!("one connection per Hello, busy_poll {BUSY_POLL}"), &awake.0[0], &awake.0[2], 50, shown),
+        compare(&format!("kept session, busy_poll {BUSY_POLL}"), &awake.1[0], &awake.1[2], 50, shown),
     ]
 }
 
@@ -59,18 +71,21 @@ impl Tracks {
         let World { args, programs, warm, .. } = world;
         warm.get_or_insert_with(|| {
             let service = Service::new("warm", Kind::Unix, &programs.daemon);
-            let broker = Broker::start(programs, &[service]);
+            let broker = Broker::start(programs, std::slice::from_ref(&service));
+            let awake = Broker::awake(programs, &[service], BUSY_POLL);
             let echo = Echo::start(&programs.echo, &[]);
             let tokio = Echo::start(&programs.echo_tokio, &[]);
             let passing = Echo::start(&programs.echo, &["--pass-descriptor"]);
             let (rounds, requests) = (args.pick(11, 41), args.pick(1000, 2000));
             let setting = Setting::new(&broker, requests);
+            let awake = Setting::new(&awake, requests);
             let (apart, together) = ((rounds, Placement::Apart), (rounds / 2, Placement::Together));
             Self {
                 connect: setting.connect(apart, &echo, &tokio),
                 kept: setting.kept(apart, &echo, &tokio),
                 passed: setting.passed(apart, &echo, &passing),
                 together: (setting.connect(together, &echo, &tokio), setting.kept(together, &echo, &tokio)),
+                awake: (awake.connect(apart, &echo, &tokio), awake.kept(apart, &echo, &tokio)),
             }
         })
     }

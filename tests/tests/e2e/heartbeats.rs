@@ -14,6 +14,7 @@ trials![
     a_connection_that_has_not_said_what_it_speaks_hears_nothing,
     a_broker_that_was_stopped_gives_signs_of_life_again,
     without_a_session_nothing_wakes_the_broker,
+    a_broker_that_stays_awake_after_an_answer_sleeps_in_the_end,
 ];
 
 /// A session that has its preamble and was heard.
@@ -113,4 +114,19 @@ fn without_a_session_nothing_wakes_the_broker() {
     assert!(is_set(&broker), "others are there");
     drop(others);
     wait_until("the timer rests again", || !is_set(&broker));
+}
+
+fn a_broker_that_stays_awake_after_an_answer_sleeps_in_the_end() {
+    let broker = Setup::new().config("busy_poll = \"1ms\"\n").service(&Service::fake("x", &[])).start();
+    let mut session = session(&broker);
+    for _ in 0..100 {
+        let id = session.hello("x");
+        session.answer(id).expect("ready");
+        session.release(id);
+    }
+    let sleeps = || fs::read_to_string(format!("/proc/{}/stat", broker.pid())).is_ok_and(|stat| stat.contains(") S "));
+    // One that does not is never seen asleep: it gives its processor up and takes it again.
+    wait_until("it sleeps", sleeps);
+    drop(session);
+    wait_until("the timer rests", || rests(&broker));
 }

@@ -64,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) services: Vec<PathBuf>,
     /// The broker leaves when nobody has used it for that long; `None` is never.
     pub(crate) idle_exit: Option<Duration>,
+    /// How long the broker stays awake after an answer, waiting for the next request; zero is not at all.
+    pub(crate) busy_poll: Duration,
     pub(crate) cgroups: Cgroups,
     pub(crate) log: Log,
     pub(crate) limits: Limits,
@@ -238,6 +240,7 @@ impl Config {
             state_dir: utf8("--state-dir", state_dir)?,
             services,
             idle_exit: options.idle_exit.unwrap_or(settings.idle_exit).0,
+            busy_poll: settings.busy_poll,
             cgroups: settings.cgroups,
             log,
             limits: settings.limits,

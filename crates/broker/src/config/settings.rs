@@ -25,6 +25,7 @@ const SCHEMA: Schema = &[
             "state_dir",
             "services",
             "idle_exit",
+            "busy_poll",
             "cgroups",
             "log",
             "limits",
@@ -54,6 +55,9 @@ const SESSIONS_PER_USER: usize = 8192;
 /// How long a connected peer may take to send its whole first message.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// More than a client takes from an answer to its next request.
+const BUSY_POLL_MAX: Duration = Duration::from_millis(1);
+
 /// How long a durable process is a broker's without a renewal. A broker that dies is passed over at once; this is for one
 /// that is stopped.
 const LEASE: Duration = Duration::from_secs(30);
@@ -74,6 +78,7 @@ pub(crate) struct Settings {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) services: Option<Vec<PathBuf>>,
     pub(crate) idle_exit: IdleExit,
+    pub(crate) busy_poll: Duration,
     pub(crate) cgroups: Cgroups,
     pub(crate) log: Log,
     pub(crate) limits: Limits,
@@ -115,6 +120,7 @@ fn build(document: &Document<'_>) -> Settings {
         state_dir: top.get("state_dir", values::absolute_path).map(|directory| directory.value),
         services: services.map(|list| list.value.into_iter().map(|directory| directory.value).collect()),
         idle_exit: top.get_or("idle_exit", idle_exit, IdleExit(None)),
+        busy_poll: top.get_or("busy_poll", busy_poll, Duration::ZERO),
         cgroups: top.get_or("cgroups", values::one_of(&Cgroups::WORDS), Cgroups::Auto),
         log: Log {
             format: format.map(|format| format.value),
@@ -157,6 +163,20 @@ pub(super) fn idle_exit(value: &DeValue<'_>) -> Result<IdleExit, String> {
             let after = values::positive_duration(value).map_err(|error| format!("{error}, or \"never\""))?;
             Ok(IdleExit(Some(after)))
         }
+    }
+}
+
+/// How long to stay awake after an answer: at most [`BUSY_POLL_MAX`], or `off`, which is zero.
+fn busy_poll(value: &DeValue<'_>) -> Result<Duration, String> {
+    if value.as_str().map(str::trim) == Some("off") {
+        return Ok(Duration::ZERO);
+    }
+    let busy_poll = values::positive_duration(value).map_err(|error| format!("{error}, or \"off\""))?;
+    match busy_poll <= BUSY_POLL_MAX {
+        true => Ok(busy_poll),
+        false => Err(format!(
+            "must be at most {BUSY_POLL_MAX:?}: the broker takes a processor for that long after each answer"
+        )),
     }
 }
 
@@ -207,6 +227,7 @@ mod tests {
             state_dir = "/var/lib/b"
             services = ["/etc/b", "/usr/share/b"]
             idle_exit = "10m"
+            busy_poll = "50us"
             cgroups = "off"
             [log]
             format = "json"
@@ -232,6 +253,7 @@ mod tests {
             state_dir: Some("/var/lib/b".into()),
             services: Some(vec!["/etc/b".into(), "/usr/share/b".into()]),
             idle_exit: IdleExit(Some(Duration::from_secs(600))),
+            busy_poll: Duration::from_micros(50),
             cgroups: Cgroups::Off,
             log: Log {
                 format: Some(LogFormat::Json),
@@ -293,6 +315,9 @@ broker.toml:13:2: unknown table `[limit]`, did you mean `[limits]`?
     #[test]
     fn a_broker_leaves_after_a_time_with_a_unit_or_never() {
         assert_eq!(problems("idle_exit = \"never\""), "");
+        assert_eq!(problems("busy_poll = \"off\""), "");
+        insta::assert_snapshot!(problems("busy_poll = \"2ms\""), @r#"broker.toml:1:13: `busy_poll`: must be at most 1ms: the broker takes a processor for that long after each answer"#);
+        insta::assert_snapshot!(problems("busy_poll = \"0s\""), @r#"broker.toml:1:13: `busy_poll`: must be longer than zero, or "off""#);
         insta::assert_snapshot!(problems("idle_exit = 10"), @r#"broker.toml:1:13: `idle_exit`: `10` has no unit: write "10s" or "10ms", or "never""#);
         insta::assert_snapshot!(problems("idle_exit = \"0s\""), @r#"broker.toml:1:13: `idle_exit`: must be longer than zero, or "never""#);
         insta::assert_snapshot!(problems("idle_exit = \"nevr\""), @r#"broker.toml:1:13: `idle_exit`: `nevr` is no duration: write durations as "250ms", "10s" or "1m 30s", or "never""#);

@@ -4,9 +4,12 @@
 use std::cell::RefCell;
 use std::mem;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 
+use super::clock::now;
 use super::session::Session;
 
 /// For how many room is kept.
@@ -26,14 +29,21 @@ impl Mail {
         self.has_come.notify_one();
     }
 
-    /// Writes what there is, for as long as the broker runs.
-    pub(super) async fn deliver(&self) {
+    /// Writes what there is, for as long as the broker runs, and stays awake for that long afterwards: who asks again at
+    /// once is then answered without a processor that has to wake first.
+    pub(super) async fn deliver(&self, busy_poll: Duration) {
         let mut senders = Vec::new();
         loop {
             self.has_come.notified().await;
             mem::swap(&mut senders, &mut *self.senders.borrow_mut());
             senders.drain(..).for_each(|session| session.deliver());
             senders.shrink_to(SENDERS_USUAL);
+            if !busy_poll.is_zero() {
+                let until = now() + busy_poll;
+                while self.senders.borrow().is_empty() && now() < until {
+                    yield_now().await;
+                }
+            }
         }
     }
 }

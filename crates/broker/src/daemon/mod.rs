@@ -261,8 +261,8 @@ async fn serve(
     for listener in listeners {
         tokio::task::spawn_local(listener::accept(Rc::clone(&driver), listener, is_own));
     }
-    let mail = Rc::clone(&driver.borrow().mail);
-    tokio::task::spawn_local(async move { mail.deliver().await });
+    let (mail, busy_poll) = (Rc::clone(&driver.borrow().mail), driver.borrow().config.busy_poll);
+    tokio::task::spawn_local(async move { mail.deliver(busy_poll).await });
     tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
     driver.borrow_mut().tell_ready();
     driver.borrow().arm();
