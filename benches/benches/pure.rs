@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 
+use broker::Machines;
 use broker_proto::{
     ClientInfo, ClientMessage, Delivery, Endpoint, FRAME_MAX, HIGHEST_VERSION, Hello, InstanceName, Negotiated,
     Preamble, Reassembler, Requirement, ServerMessage, ServiceName, decode, encode_frame,
@@ -93,5 +94,21 @@ fn names(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, codec, stream, names);
+/// A Hello and its release, as the machine of a live backend takes them.
+fn machine(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("machine, hello and release");
+    for backends in [1, 1000] {
+        let mut machines = Machines::ready(backends);
+        let mut turn = 0;
+        group.bench_function(format!("{backends} live"), |bencher| {
+            bencher.iter(|| {
+                turn += 1;
+                assert!(machines.hello_and_release(black_box(turn)), "it is ready");
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, codec, stream, names, machine);
 criterion_main!(benches);

@@ -18,5 +18,7 @@ mod reaper;
 mod services;
 mod store;
 
+#[cfg(feature = "measured")]
+pub use core::measured::Machines;
 pub use ctl::main as brokerctl_main;
 pub use daemon::main as brokerd_main;
