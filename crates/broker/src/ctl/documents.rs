@@ -220,9 +220,10 @@ impl Log {
     /// broker knows.
     pub(super) fn starts_after(&self, known: &Self) -> Vec<Self> {
         if let Some(journal) = &self.journal {
+            // Who wrote is not on record of a start that is just being made, nor of one that an earlier broker ended.
             let is_same = |known: &JournalLog| {
                 known.first_line == journal.first_line
-                    && (journal.written_by.is_none() || known.written_by == journal.written_by)
+                    && known.written_by.zip(journal.written_by).is_none_or(|(known, now)| known == now)
             };
             return if known.journal.as_ref().is_some_and(is_same) { Vec::new() } else { vec![self.clone()] };
         }
@@ -391,5 +392,7 @@ mod tests {
         }
         assert!(is_another(&in_journal(2, Some(7))) && is_another(&in_journal(2, None)));
         assert!(is_another(&in_journal(1, Some(8))), "numbers begin anew where the broker's own journal was lost");
+        let asked_while_it_starts = in_journal(1, None);
+        assert_eq!(known.starts_after(&asked_while_it_starts), []);
     }
 }
