@@ -11,7 +11,7 @@ pub(crate) mod heartbeat;
 pub(crate) mod idle_exit;
 pub(crate) mod lease;
 pub(crate) mod limits;
-#[cfg(any(test, feature = "measured"))]
+#[cfg(feature = "measured")]
 pub(crate) mod measured;
 pub(crate) mod notices;
 pub(crate) mod patience;

@@ -48,7 +48,7 @@ pub(crate) struct Registry {
     limit: usize,
     next_id: u64,
     ids: HashMap<BackendKey, BackendId>,
-    slots: ById<BackendId, Slot>,
+    slots: ById<BackendId, Box<Slot>>,
     deadlines: BTreeSet<(Timestamp, BackendId)>,
     /// Forgotten, and nobody was told yet.
     forgotten: Vec<(BackendId, BackendKey)>,
@@ -88,8 +88,8 @@ impl Registry {
         let id = BackendId(self.next_id);
         self.next_id += 1;
         self.ids.insert(key.clone(), id);
-        self.slots
-            .insert(id, Slot { key: key.clone(), backend: Backend::above(now, policies, self.floor), deadline: None });
+        let backend = Backend::above(now, policies, self.floor);
+        self.slots.insert(id, Box::new(Slot { key: key.clone(), backend, deadline: None }));
         Ok(id)
     }
 
@@ -107,7 +107,7 @@ impl Registry {
             self.deadlines.insert((deadline, id));
         }
         self.ids.insert(key.clone(), id);
-        self.slots.insert(id, Slot { key: key.clone(), backend, deadline });
+        self.slots.insert(id, Box::new(Slot { key: key.clone(), backend, deadline }));
         id
     }
 

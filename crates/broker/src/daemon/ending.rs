@@ -253,7 +253,7 @@ impl Driver {
             Endpoint::Unix { path } if !inherits => Some(PathBuf::from(path)),
             Endpoint::Unix { .. } | Endpoint::Tcp { .. } => None,
         };
-        let Running { main, facts, tree, stream, start, .. } = running;
+        let Running { main, facts, tree, stream, start, .. } = *running;
         let (main, facts) = (Some(main), Some(facts));
         let Start { log, record, cgroup, .. } = start;
         let ending = Ending {

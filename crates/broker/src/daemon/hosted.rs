@@ -32,7 +32,7 @@ pub(super) struct Hosted {
     pub(super) definition: Arc<Definition>,
     /// Recognises it in the journal.
     pub(super) fingerprint: u64,
-    pub(super) running: Option<Running>,
+    pub(super) running: Option<Box<Running>>,
     /// The listening socket that daemons of this backend inherit, kept from start to start.
     pub(super) listener: Option<Held>,
     /// Who waits there while nothing runs.
@@ -191,7 +191,7 @@ impl Hosted {
 
     /// The running generation, if it is that one.
     pub(super) fn generation(&mut self, generation: u64) -> Option<&mut Running> {
-        self.running.as_mut().filter(|running| running.generation == generation)
+        self.running.as_deref_mut().filter(|running| running.generation == generation)
     }
 
     /// Lets go of a held listening socket that the definition does not inherit, or that nobody can find any more.

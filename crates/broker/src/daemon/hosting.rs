@@ -31,7 +31,7 @@ impl Driver {
         let Some(hosted) = self.hosted.get_mut(&id) else { return };
         hosted.listener = listener;
         hosted.log.clone_from(&start.log);
-        hosted.running = Some(Running {
+        hosted.running = Some(Box::new(Running {
             generation,
             definition: Arc::clone(&start.definition),
             known: start.process.iter().flat_map(|process| &process.known).map(|&pid| Pid::from_raw(pid)).collect(),
@@ -49,7 +49,7 @@ impl Driver {
             probe: probe.map(Arc::new),
             over,
             tasks: running_tasks,
-        });
+        }));
     }
 
     /// Waits for the appearance of a socket file, where that tells of readiness.

@@ -62,7 +62,7 @@ impl Driver {
             }
             Some(LogPlace::File(_)) | None => return None,
         };
-        let running = hosted.running.as_ref();
+        let running = hosted.running.as_deref();
         let processes = |running: &super::hosted::Running| {
             let known = running.known.iter().copied().chain([running.main.pid]);
             known.map(nix::unistd::Pid::as_raw).collect::<Vec<_>>()

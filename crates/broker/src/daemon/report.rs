@@ -65,7 +65,7 @@ fn backend(driver: &Driver, id: BackendId) -> Option<Value> {
     let (key, machine) = driver.registry.get(id)?;
     let hosted = driver.hosted.get(&id)?;
     let view = machine.view(now());
-    let running = hosted.running.as_ref();
+    let running = hosted.running.as_deref();
     let mut value = name(key);
     let details = json!({
         "state": view.state.as_str(),

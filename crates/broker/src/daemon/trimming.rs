@@ -26,7 +26,7 @@ impl Driver {
         let Self { logs, hosted, pool, reports, .. } = self;
         let mut files = Vec::new();
         let is_due = logs.trimming.take_due(now(), || {
-            files.extend(hosted.values().filter_map(|hosted| hosted.running.as_ref()).filter_map(log_file));
+            files.extend(hosted.values().filter_map(|hosted| hosted.running.as_deref()).filter_map(log_file));
             !files.is_empty()
         });
         if !is_due {
