@@ -56,6 +56,13 @@ pub(crate) fn place(state: &Path) -> Option<PathBuf> {
     Some(own_cgroup()?.join(format!("broker-{hash:016x}")))
 }
 
+/// Removes the cgroups of a broker with that state folder which was not there to do so. Whoever lives in one keeps it.
+pub fn remove_cgroups(state: &Path) {
+    if let Some(place) = place(state) {
+        let _ = remove(&place);
+    }
+}
+
 /// Who lives in a cgroup and below it.
 #[must_use]
 pub fn members(cgroup: &Path) -> Vec<i32> {

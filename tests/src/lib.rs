@@ -19,7 +19,9 @@ mod setup;
 mod wait;
 
 pub use broker::Broker;
-pub use cgroups::{cgroup_hindrance, cgroup_of, is_root as is_root_cgroup, members as cgroup_members, own_cgroup};
+pub use cgroups::{
+    cgroup_hindrance, cgroup_of, is_root as is_root_cgroup, members as cgroup_members, own_cgroup, remove_cgroups,
+};
 pub use command::{Output, Running};
 pub use dial::Connection;
 pub use leftovers::{end_processes, process_exists, processes_mentioning};

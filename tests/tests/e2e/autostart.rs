@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use broker_client::{Autostart, AutostartError, Client, Error, ReconnectConfig, Request, SessionEvent};
 use broker_tests::{
-    BOUND, Output, Running, Service, Session, Setup, end_processes, process_exists, processes_mentioning, sibling,
-    trials, wait_until,
+    BOUND, Output, Running, Service, Session, Setup, end_processes, process_exists, processes_mentioning,
+    remove_cgroups, sibling, trials, wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
@@ -141,6 +141,7 @@ impl Drop for Home {
     #[expect(clippy::print_stderr, reason = "a failed test shows the broker's log")]
     fn drop(&mut self) {
         let deaf = end_processes(self.setup.folder());
+        remove_cgroups(&self.path("own-state"));
         if thread::panicking() {
             eprintln!("--- log of brokerd in {}\n{}---", self.setup.folder().display(), self.log());
         } else {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use broker_proto::AdminRequest;
 use broker_tests::{
-    BOUND, Connection, Output, Running, Service, Session, Setup, process_exists, processes_mentioning, sibling, trials,
-    wait_for, wait_until,
+    BOUND, Connection, Output, Running, Service, Session, Setup, process_exists, processes_mentioning, remove_cgroups,
+    sibling, trials, wait_for, wait_until,
 };
 use nix::fcntl::OFlag;
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
@@ -106,6 +106,7 @@ impl Drop for Background {
             thread::sleep(Duration::from_millis(5));
         }
         let left = end(Signal::SIGKILL);
+        remove_cgroups(&self.path("state"));
         assert!(left == 0 || thread::panicking(), "{left} processes did not end at SIGTERM");
     }
 }
