@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use broker_proto::AdminRequest;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -20,7 +19,7 @@ use crate::programs::sibling;
 use crate::service::Service;
 use crate::session::Session;
 use crate::setup::Setup;
-use crate::wait::{BOUND, wait, wait_for, wait_until};
+use crate::wait::{BOUND, try_wait, wait, wait_for, wait_until};
 
 /// Lines of the broker's log that a failed test shows.
 const LOG_LINES: usize = 120;
@@ -325,14 +324,7 @@ impl Broker {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let group = Pid::from_raw(child.id().cast_signed());
         let _ = kill(group, Signal::SIGINT);
-        let began = Instant::now();
-        let status = loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break Some(status),
-                Ok(None) if began.elapsed() < BOUND => thread::sleep(Duration::from_millis(3)),
-                _ => break None,
-            }
-        };
+        let status = try_wait(|| child.try_wait().ok().flatten());
         let _ = killpg(group, Signal::SIGKILL);
         let _ = child.wait();
         match status {
@@ -355,21 +347,18 @@ impl Broker {
         };
         kill_all(&left);
         // Until nobody is left: what forked meanwhile is found by the next look. A panic here would end the whole run.
-        let began = Instant::now();
-        loop {
+        let gone = try_wait(|| {
             let living = processes_mentioning(self.folder());
             kill_all(&living);
             if let Some(place) = &place {
                 let _ = fs::write(place.join("cgroup.kill"), "1");
             }
             let are_removed = living.is_empty() && place.as_ref().is_none_or(|place| cgroups::remove(place).is_ok());
-            if are_removed {
-                break;
-            }
-            if began.elapsed() > BOUND {
-                return Err(format!("killed processes, or the broker's cgroups, remain: {living:?}"));
-            }
-            thread::sleep(Duration::from_millis(5));
+            are_removed.then_some(())
+        });
+        if gone.is_none() {
+            let living = processes_mentioning(self.folder());
+            return Err(format!("killed processes, or the broker's cgroups, remain: {living:?}"));
         }
         if left.is_empty() || self.may_leave_processes { Ok(()) } else { Err(format!("processes were left: {left:?}")) }
     }

@@ -32,15 +32,20 @@ pub fn wait_for<T>(what: impl fmt::Display, look: impl FnMut() -> Option<T>) -> 
 
 /// The same with a message that is made when the wait was in vain.
 #[track_caller]
-pub(crate) fn wait<T>(mut look: impl FnMut() -> Option<T>, message: impl FnOnce() -> String) -> T {
+pub(crate) fn wait<T>(look: impl FnMut() -> Option<T>, message: impl FnOnce() -> String) -> T {
+    try_wait(look).unwrap_or_else(|| panic!("waited {BOUND:?} in vain: {}", message()))
+}
+
+/// The same where a panic would be one too many: none if the wait was in vain.
+pub(crate) fn try_wait<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let began = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
         if let Some(found) = look() {
-            return found;
+            return Some(found);
         }
         if began.elapsed() > BOUND {
-            panic!("waited {BOUND:?} in vain: {}", message());
+            return None;
         }
         thread::sleep(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);

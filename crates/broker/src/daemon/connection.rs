@@ -64,7 +64,7 @@ impl Connection {
     /// Writes what the socket takes now, and hands the descriptor over with the first byte of it.
     ///
     /// # Errors
-    /// `WouldBlock` is that it takes nothing for now.
+    /// `WouldBlock` where there is no room; whatever else is the end of the connection.
     pub(super) fn write(&self, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let sent = match descriptor {
@@ -100,12 +100,12 @@ impl Connection {
         if shutdown(self.as_raw_fd(), Shutdown::Both).is_err() {
             return;
         }
-        let mut bytes = [0; READ_BYTES];
+        let mut rest = Vec::new();
         for _ in 0..RESTS_MAX {
-            match recv(self.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-                Ok(count) if count > 0 => {}
-                Ok(_) | Err(_) => return,
+            if !matches!(self.read_now(&mut rest), Ok(Some(1..))) {
+                return;
             }
+            rest.clear();
         }
     }
 }

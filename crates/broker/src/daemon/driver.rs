@@ -239,20 +239,12 @@ impl Driver {
     /// Whether the log is told of one more refusal, and it is told how many were kept from it: clients can have any
     /// number of them.
     pub(super) fn tells_refusal(&mut self) -> bool {
-        let withheld = self.refusals_told.take(now());
-        if let Some(withheld @ 1..) = withheld {
-            tracing::info!(withheld, "so many refusals are not told here");
-        }
-        withheld.is_some()
+        tells(&mut self.refusals_told, "refusals")
     }
 
     /// The same of starts that begin. What comes of each is told in any case, or is a refusal.
     pub(super) fn tells_start(&mut self) -> bool {
-        let withheld = self.starts_told.take(now());
-        if let Some(withheld @ 1..) = withheld {
-            tracing::info!(withheld, "so many beginnings of a start are not told here");
-        }
-        withheld.is_some()
+        tells(&mut self.starts_told, "beginnings of a start")
     }
 
     /// Hands an event to a machine, performs what follows, and sets the timer anew.
@@ -344,4 +336,13 @@ impl Driver {
     pub(super) fn session(&self, id: SessionId) -> Option<Rc<Session>> {
         self.sessions.get(&id).map(|connected| Rc::clone(&connected.session))
     }
+}
+
+/// Whether the log is told of one more of these, and it is told how many were kept from it.
+fn tells(quota: &mut Quota, these: &str) -> bool {
+    let withheld = quota.take(now());
+    if let Some(withheld @ 1..) = withheld {
+        tracing::info!(withheld, "so many {these} are not told here");
+    }
+    withheld.is_some()
 }
