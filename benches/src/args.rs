@@ -50,6 +50,10 @@ pub(crate) enum Load {
     Kept,
     /// A connection for each Hello, and a connected socket with each answer
     Connected,
+    /// 64 clients at once, a connection for each Hello
+    Many,
+    /// 64 sessions that are kept
+    ManyKept,
     /// A new backend for each Hello, stopped again
     Cold,
 }

@@ -1,9 +1,11 @@
 //! Goal 3: 64 clients at once, connecting anew for each request or keeping their connections.
 
+use std::iter;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
-use broker_proto::{Delivery, ServerMessage};
+use broker_proto::{Delivery, Negotiated, ServerMessage};
 
 use crate::broker::{Broker, Kind, Service, Warm};
 use crate::client::{Key, frame};
@@ -13,7 +15,7 @@ use crate::report::{Bound, Row, Unit};
 use crate::swarm;
 use crate::world::World;
 
-const CLIENTS: usize = 64;
+pub(super) const CLIENTS: usize = 64;
 
 /// More than a connection can have answered in one slice.
 const REQUESTS_MAX: usize = 20_000;
@@ -39,20 +41,11 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
         ],
     );
 
-    let mut hellos: Vec<(Vec<u8>, Vec<u8>)> = (1..=REQUESTS_MAX)
-        .map(|number| Warm::of(&key, &negotiated, u64::try_from(number).expect("a small number"), Delivery::Endpoint))
-        .map(|warm| (warm.frame, warm.answer))
-        .collect();
+    let hellos = hellos(&key, &negotiated);
     let mut releasing = vec![([&warm.release[..], &warm.frame].concat(), warm.answer.clone()); REQUESTS_MAX];
-    // The first one opens the connection.
-    for requests in [&mut hellos, &mut releasing] {
-        requests[0] = (warm.opening.clone(), warm.opening_answer.clone());
-    }
+    releasing[0] = hellos[0].clone();
     let words = vec![(WORDS.to_vec(), WORDS.to_vec()); REQUESTS_MAX];
     let heartbeat = frame(&ServerMessage::Heartbeat);
-    let open = |socket: &std::path::Path| -> Vec<UnixStream> {
-        (0..CLIENTS).map(|_| UnixStream::connect(socket).expect("the server accepts")).collect()
-    };
     let trips = contest(
         rounds,
         Placement::Apart,
@@ -77,4 +70,16 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
         compare("the same, each releases the one before", &trips[0], &trips[3], Bound::None),
         compare("the same, echo on tokio over the floor", &trips[0], &trips[1], Bound::None),
     ]
+}
+
+/// What a connection says and is told, Hello after Hello with new numbers, none of them released. The first opens it.
+pub(super) fn hellos(key: &Key, negotiated: &Negotiated) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let warm = |number| Warm::of(key, negotiated, u64::try_from(number).expect("a small number"), Delivery::Endpoint);
+    let first = warm(1);
+    let others = (2..=REQUESTS_MAX).map(warm).map(|warm| (warm.frame, warm.answer));
+    iter::once((first.opening, first.opening_answer)).chain(others).collect()
+}
+
+pub(super) fn open(socket: &Path) -> Vec<UnixStream> {
+    (0..CLIENTS).map(|_| UnixStream::connect(socket).expect("the server accepts")).collect()
 }

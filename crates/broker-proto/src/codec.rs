@@ -3,7 +3,7 @@
 //! A frame is a `u32` little-endian length and a body of that many bytes; the body is bincode's `config::standard()`
 //! (little endian, variable-length integers), through serde. Trailing bytes are an error.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use crate::frame::{FRAME_MAX, LENGTH_BYTES};
 
@@ -60,12 +60,12 @@ pub fn encode_frame<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), 
     Err(error)
 }
 
-/// Reads one message from a frame's body.
+/// Reads one message from a frame's body, whose texts may be the body's.
 ///
 /// # Errors
 /// The body is no such message, or bytes are left after it.
-pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CodecError> {
-    let (message, used) = bincode::serde::decode_from_slice(body, CONFIGURATION).map_err(CodecError::Decode)?;
+pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CodecError> {
+    let (message, used) = bincode::serde::borrow_decode_from_slice(body, CONFIGURATION).map_err(CodecError::Decode)?;
     match body.len() - used {
         0 => Ok(message),
         count => Err(CodecError::Trailing { count }),

@@ -3,6 +3,7 @@
 //! `PROTOCOL.md` beside this crate describes the same for those who write a client in another language.
 
 mod admin;
+mod borrowed;
 mod codec;
 mod frame;
 mod message;
@@ -11,6 +12,7 @@ mod refusal;
 mod version;
 
 pub use admin::{AdminRequest, ProcessSpec, Selection, Target, Work};
+pub use borrowed::{ClientInfoRef, ClientMessageRef, HelloRef, NegotiatedRef, ServerMessageRef};
 pub use codec::{CodecError, decode, encode_frame};
 pub use frame::{
     FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LENGTH_BYTES, LOWEST_VERSION, MAGIC, Preamble, Reassembler,

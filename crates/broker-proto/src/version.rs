@@ -76,8 +76,10 @@ impl Requirement {
         if text.len() > VERSION_MAX {
             return Err(error(format!("longer than {VERSION_MAX} bytes")));
         }
-        if text.trim().is_empty() {
-            return Err(error("it is empty (`*` is any version)".to_owned()));
+        match text.trim() {
+            "" => return Err(error("it is empty (`*` is any version)".to_owned())),
+            "*" => return Ok(Self { parsed: semver::VersionReq::STAR, exact: None, text: text.into() }),
+            _ => {}
         }
         let parsed = semver::VersionReq::parse(text).map_err(|e| error(e.to_string()))?;
         Ok(Self { parsed, exact: semver::Version::parse(text.trim()).ok(), text: text.into() })
@@ -140,6 +142,8 @@ mod tests {
         assert!(matches("*", "1.0.0-rc.1"));
         assert!(!matches("^1", "1.0.0-rc.1"));
         assert!(matches("1.0.0-rc.1", "1.0.0-rc.1"));
+        assert_eq!(Requirement::parse("*"), Ok(Requirement::any()));
+        assert!(Requirement::parse(" * ").expect("valid").matches(&parse_version("0.1.0-alpha").expect("valid")));
         assert!(Requirement::any().matches(&parse_version("0.1.0-alpha").expect("valid")));
     }
 

@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use broker_proto::{
-    ClientMessage, CodecError, LENGTH_BYTES, Preamble, Reassembler, ServerMessage, decode, encode_frame,
+    ClientMessage, ClientMessageRef, CodecError, LENGTH_BYTES, NegotiatedRef, Preamble, Reassembler, ServerMessage,
+    ServerMessageRef, decode, encode_frame,
 };
 use proptest::prelude::*;
 
@@ -78,6 +79,30 @@ fn every_message_has_the_bytes_that_shipped() {
         }
     }
     assert!(missing.is_empty(), "golden/v1.txt lacks these lines:\n{missing}");
+}
+
+#[test]
+fn messages_of_borrowed_texts_have_the_same_bytes() {
+    let mut written = 0;
+    for (name, sample) in samples() {
+        let bytes = frame(&sample);
+        match &sample {
+            Sample::Client(message) => {
+                let read = decode::<ClientMessageRef>(&bytes[LENGTH_BYTES..]);
+                assert_eq!(read.expect("it reads"), ClientMessageRef::from(message), "{name}");
+            }
+            Sample::Server(ServerMessage::Negotiated(negotiated)) => {
+                let borrowed = NegotiatedRef::from(negotiated);
+                assert_eq!(&borrowed.to_owned(), negotiated);
+                let mut again = Vec::new();
+                encode_frame(&ServerMessageRef::Negotiated(borrowed), &mut again).expect("it fits");
+                assert_eq!(hex(&again), hex(&bytes), "{name}");
+                written += 1;
+            }
+            Sample::Server(_) => {}
+        }
+    }
+    assert!(written >= 2, "what is granted with a socket, and without");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The registry: one machine per key, and the one deadline of them all.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use broker_proto::{InstanceName, ServiceName};
+use rustc_hash::FxHashMap;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +48,8 @@ struct Slot {
 pub(crate) struct Registry {
     limit: usize,
     next_id: u64,
-    ids: HashMap<BackendKey, BackendId>,
+    /// A client that chose names whose hashes collide would have to have each of them started, and gained little.
+    ids: FxHashMap<BackendKey, BackendId>,
     slots: ById<BackendId, Box<Slot>>,
     deadlines: BTreeSet<(Timestamp, BackendId)>,
     /// Forgotten, and nobody was told yet.
@@ -63,7 +65,7 @@ impl Registry {
         Self {
             limit,
             next_id: 0,
-            ids: HashMap::new(),
+            ids: FxHashMap::default(),
             slots: ById::default(),
             deadlines: BTreeSet::new(),
             forgotten: Vec::new(),

@@ -1,11 +1,13 @@
 //! A session's socket: read when there is something, written at once, watched for room only while its peer does not read.
 //!
 //! A stream of the runtime's own is watched for room as well, always: then each answer wakes the broker a second time,
-//! when its peer takes it.
+//! when its peer takes it. And it is watched from the beginning, though who connects has mostly said something already.
 
+use std::cell::{OnceCell, RefCell};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -21,44 +23,60 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(10);
 const READ_BYTES: usize = 8 << 10;
 pub(super) const RESTS_MAX: usize = 512;
 
+thread_local! {
+    /// What is read comes here first: no session keeps room for what it may be told.
+    static ARRIVING: RefCell<[u8; READ_BYTES]> = const { RefCell::new([0; READ_BYTES]) };
+}
+
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// Ends before the socket does.
+    watched: OnceCell<Watched>,
     socket: Arc<OwnedFd>,
-    watched: Watched,
 }
 
 impl Connection {
-    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
-        let socket = Arc::new(socket);
-        let watched = Watched::new(Arc::clone(&socket), Interest::READABLE)?;
-        Ok(Self { socket, watched })
+    /// A connection that nobody watches yet: it is read first.
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self { watched: OnceCell::new(), socket: Arc::new(socket) }
     }
 
-    /// Waits until something can be read, and appends it. None is that there was nothing after all, 0 bytes are the end.
-    pub(super) async fn read(&self, input: &mut Vec<u8>) -> io::Result<Option<usize>> {
-        let mut guard = self.watched.readable().await?;
+    /// Appends what can be read, or has the task woken once something can. None is that there was nothing after all, 0
+    /// bytes are the end.
+    pub(super) fn poll_read(&self, context: &mut Context<'_>, input: &mut Vec<u8>) -> Poll<io::Result<Option<usize>>> {
+        let mut guard = ready!(self.watched()?.poll_readable(context))?;
         let read = self.read_now(input);
         // A short read took all there was. What comes later is announced anew.
         if read.as_ref().is_ok_and(|read| read.is_none_or(|count| count < READ_BYTES)) {
             guard.clear_ready();
         }
-        read
+        Poll::Ready(read)
     }
 
-    /// The same for what is there now.
-    pub(super) fn read_now(&self, input: &mut Vec<u8>) -> io::Result<Option<usize>> {
-        let mut bytes = [0; READ_BYTES];
-        loop {
-            match recv(self.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
-                Ok(count) => {
-                    input.extend_from_slice(&bytes[..count]);
-                    return Ok(Some(count));
-                }
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+    fn watched(&self) -> io::Result<&Watched> {
+        if let Some(watched) = self.watched.get() {
+            return Ok(watched);
         }
+        let watched = Watched::new(Arc::clone(&self.socket), Interest::READABLE)
+            .inspect_err(|error| tracing::warn!(%error, "a connection cannot be watched, and is closed"))?;
+        Ok(self.watched.get_or_init(|| watched))
+    }
+
+    /// Appends what is there now.
+    pub(super) fn read_now(&self, input: &mut Vec<u8>) -> io::Result<Option<usize>> {
+        ARRIVING.with_borrow_mut(|bytes| {
+            loop {
+                match recv(self.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT) {
+                    Ok(count) => {
+                        input.extend_from_slice(&bytes[..count]);
+                        return Ok(Some(count));
+                    }
+                    Err(Errno::EAGAIN) => return Ok(None),
+                    Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        })
     }
 
     /// Writes what the socket takes now, and hands the descriptor over with the first byte of it.

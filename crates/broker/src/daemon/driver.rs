@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::mem;
 use std::rc::{Rc, Weak};
 
 use broker_proto::{Code, Delivery, Reconnect, Refusal, RequestId, ServerMessage};
@@ -42,6 +43,9 @@ use crate::services::Catalog;
 
 /// The driver, as tasks hold it. No task keeps it borrowed over an await.
 pub(super) type Shared = Rc<RefCell<Driver>>;
+
+/// For how many effects room is kept. A backend that gets ready has one for each who waits.
+const EFFECTS_USUAL: usize = 64;
 
 /// A request that waits or holds.
 #[derive(Debug, Clone, Copy)]
@@ -131,6 +135,8 @@ pub(super) struct Driver {
     /// The newest reading of the service files that was taken over.
     pub(super) newest_load: u64,
     queue: VecDeque<(BackendId, Event)>,
+    /// Room for what follows an event.
+    effects: Vec<Effect>,
 }
 
 /// How the broker goes.
@@ -225,6 +231,7 @@ impl Driver {
                 next_number: 1,
                 newest_load: 0,
                 queue: VecDeque::new(),
+                effects: Vec::new(),
             })
         })
     }
@@ -250,7 +257,8 @@ impl Driver {
     /// Hands an event to a machine, performs what follows, and sets the timer anew.
     pub(super) fn dispatch(&mut self, id: BackendId, event: Event) {
         self.queue.push_back((id, event));
-        let mut effects: Vec<Effect> = Vec::new();
+        // Taken for as long as it is used: an effect may be another event's cause.
+        let mut effects = mem::take(&mut self.effects);
         while let Some((id, event)) = self.queue.pop_front() {
             // What follows a decision is done after it was put down.
             let is_changed = self.registry.handle(now(), id, event, &mut effects);
@@ -265,6 +273,8 @@ impl Driver {
                 self.attend(id);
             }
         }
+        effects.shrink_to(EFFECTS_USUAL);
+        self.effects = effects;
         self.arm();
         self.leave_if_empty();
     }

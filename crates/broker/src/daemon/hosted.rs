@@ -115,6 +115,8 @@ pub(super) struct Running {
     /// The kernel ends it with this broker, so it cannot be left to the next one.
     pub(super) dies_with_broker: bool,
     pub(super) endpoint: Endpoint,
+    /// Its version, as clients are told.
+    pub(super) version: Box<str>,
     pub(super) main: Main,
     pub(super) facts: Arc<StartFacts>,
     /// Processes that are its own though nothing leads to them any more: the launcher of a daemon that forked away.

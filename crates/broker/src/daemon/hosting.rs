@@ -34,6 +34,7 @@ impl Driver {
         hosted.running = Some(Box::new(Running {
             generation,
             definition: Arc::clone(&start.definition),
+            version: start.key.version.to_string().into(),
             known: start.process.iter().flat_map(|process| &process.known).map(|&pid| Pid::from_raw(pid)).collect(),
             start,
             is_heard,

@@ -83,13 +83,9 @@ fn begin(driver: &Shared, socket: OwnedFd) {
         Ok(peer) => peer,
         Err(error) => return tracing::warn!(%error, "a peer whom the kernel does not know is turned away"),
     };
-    let connection = match Connection::new(socket) {
-        Ok(connection) => connection,
-        Err(error) => return tracing::warn!(%error, pid, "a connection cannot be watched, and is closed"),
-    };
     let mut borrowed = driver.borrow_mut();
     let id = SessionId(borrowed.number());
-    let session = Session::new(id, connection, peer, pid, Rc::clone(&borrowed.mail));
+    let session = Session::new(id, Connection::new(socket), peer, pid, Rc::clone(&borrowed.mail));
     match borrowed.session_began(&session) {
         Ok(()) => {
             drop(borrowed);

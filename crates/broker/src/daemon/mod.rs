@@ -16,6 +16,7 @@ mod driver;
 mod ending;
 mod events;
 mod fd_store;
+mod grant;
 mod hosted;
 mod hosting;
 mod inherited;

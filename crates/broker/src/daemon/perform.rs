@@ -4,16 +4,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use broker_proto::{Code, Delivery, Endpoint, Negotiated, Refusal, ServerMessage};
+use broker_proto::{Code, Delivery, Endpoint, NegotiatedRef, Refusal, ServerMessage};
 
 use super::clock::now;
 use super::demand::Demand;
 use super::driver::{Driver, Kind};
 use super::ending::Look;
+use super::grant::Grant;
 use super::hosted::Launched;
 use super::ledger::{Start, fingerprint};
 use super::places::name_of;
-use super::session::{Session, SessionId};
+use super::session::Session;
 use super::work::{self, Order, Report};
 use super::{tasks, telling};
 use crate::core::backend::{Effect, Event, Happening, RETRY_HINT, Ticket, Trace, Waiter};
@@ -24,13 +25,6 @@ use crate::net::endpoint::{self, ConnectError, Connection};
 use crate::net::sock_diag::{established_tcp, established_unix};
 use crate::process::spawn;
 use crate::services::{self, Probe, Resume};
-
-/// What a client is told that is given a backend.
-pub(super) struct Grant {
-    pub(super) negotiated: Negotiated,
-    /// Its connections may be resumed after a crash.
-    is_resumable: bool,
-}
 
 impl Driver {
     pub(super) fn perform(&mut self, id: BackendId, effect: Effect) {
@@ -263,35 +257,34 @@ impl Driver {
             self.follow_up(id, Event::Withdraw(ticket));
             return;
         };
-        let negotiated = Negotiated {
-            request_id: asked.request_id,
-            instance: key.instance.to_string(),
-            service: key.service.to_string(),
-            version: key.version.to_string(),
-            endpoint: running.endpoint.clone(),
-            generation,
-            pid: u32::try_from(running.main.pid.as_raw()).ok(),
-            connected: asked.kind == Kind::Hello(Delivery::Connected),
+        let grant = Grant {
+            negotiated: NegotiatedRef {
+                request_id: asked.request_id,
+                instance: key.instance.as_str(),
+                service: key.service.as_str(),
+                version: &running.version,
+                endpoint: &running.endpoint,
+                generation,
+                pid: u32::try_from(running.main.pid.as_raw()).ok(),
+                connected: asked.kind == Kind::Hello(Delivery::Connected),
+            },
+            is_resumable: running.definition.session.resume == Resume::Reconnect,
         };
-        let grant = Grant { negotiated, is_resumable: running.definition.session.resume == Resume::Reconnect };
-        match asked.kind {
-            Kind::Hello(Delivery::Endpoint) => self.send_grant(asked.session, grant, None),
-            Kind::Hello(Delivery::Connected) => match connect(&running.endpoint) {
-                Ok(Connection::Made(socket)) => self.send_grant(asked.session, grant, Some(socket)),
-                Ok(Connection::Pending(socket)) => tasks::finish_connection(self.me.clone(), ticket, grant, socket),
+        let session = self.sessions.get(&asked.session).map(|connected| &*connected.session);
+        match (asked.kind, session) {
+            (Kind::Hello(_), None) => {}
+            (Kind::Hello(Delivery::Endpoint), Some(session)) => grant.send(session, None),
+            (Kind::Hello(Delivery::Connected), Some(session)) => match connect(&running.endpoint) {
+                Ok(Connection::Made(socket)) => grant.send(session, Some(socket)),
+                Ok(Connection::Pending(socket)) => {
+                    tasks::finish_connection(self.me.clone(), ticket, grant.into(), socket);
+                }
                 Err(error) => self.not_connected(id, ticket, generation, &error),
             },
-            Kind::Start | Kind::Part(_) => self.order_done(ticket, ready_backend(&grant.negotiated)),
-        }
-    }
-
-    pub(super) fn send_grant(&self, session: SessionId, grant: Grant, socket: Option<std::os::fd::OwnedFd>) {
-        let Some(session) = self.session(session) else { return };
-        let Grant { negotiated, is_resumable } = grant;
-        let request_id = negotiated.request_id;
-        session.send(&ServerMessage::Negotiated(negotiated), socket);
-        if is_resumable {
-            session.send(&ServerMessage::Event { request_id, event: broker_proto::Event::Resumable }, None);
+            (Kind::Start | Kind::Part(_), _) => {
+                let document = ready_backend(&grant.negotiated.to_owned());
+                self.order_done(ticket, document);
+            }
         }
     }
 

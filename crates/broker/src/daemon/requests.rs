@@ -1,11 +1,13 @@
 //! What clients ask, parsed, admitted and filed.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
 use broker_proto::{
-    ClientMessage, Code, Delivery, Hello, InstanceName, Refusal, RequestId, Requirement, ServerMessage, ServiceName,
+    ClientMessageRef, Code, Delivery, HelloRef, InstanceName, Refusal, RequestId, Requirement, ServerMessage,
+    ServiceName,
 };
 use semver::Version;
 
@@ -28,9 +30,9 @@ const REQUESTS_PER_SESSION_MAX: usize = 32_768;
 
 impl Driver {
     /// Takes one message of a client.
-    pub(super) fn client_message(&mut self, session: &Session, message: ClientMessage) {
+    pub(super) fn client_message(&mut self, session: &Session, message: ClientMessageRef<'_>) {
         match message {
-            ClientMessage::Hello(hello) => {
+            ClientMessageRef::Hello(hello) => {
                 let request_id = hello.request_id;
                 if let Err(refusal) = self.hello(session, &hello) {
                     if self.tells_refusal() {
@@ -43,9 +45,9 @@ impl Driver {
                     session.refuse(request_id, *refusal);
                 }
             }
-            ClientMessage::Release { request_id } => self.release(session.id, request_id),
-            ClientMessage::Ping { nonce } => session.send(&ServerMessage::Pong { nonce }, None),
-            ClientMessage::Admin { request_id, request } => {
+            ClientMessageRef::Release { request_id } => self.release(session.id, request_id),
+            ClientMessageRef::Ping { nonce } => session.send(&ServerMessage::Pong { nonce }, None),
+            ClientMessageRef::Admin { request_id, request } => {
                 if let Err(refusal) = self.admin(session, request_id, request) {
                     session.refuse(request_id, *refusal);
                 }
@@ -53,12 +55,12 @@ impl Driver {
         }
     }
 
-    fn hello(&mut self, session: &Session, hello: &Hello) -> Result<(), Box<Refusal>> {
+    fn hello(&mut self, session: &Session, hello: &HelloRef<'_>) -> Result<(), Box<Refusal>> {
         self.check_serving()?;
         let malformed = |error: &dyn std::fmt::Display| Box::new(Refusal::new(Code::Malformed, error.to_string()));
-        let instance = InstanceName::parse(&hello.instance).map_err(|e| malformed(&e))?;
-        let service = ServiceName::parse(&hello.service).map_err(|e| malformed(&e))?;
-        let requirement = Requirement::parse(&hello.version_requirement).map_err(|e| malformed(&e))?;
+        let instance = InstanceName::parse(hello.instance).map_err(|e| malformed(&e))?;
+        let service = ServiceName::parse(hello.service).map_err(|e| malformed(&e))?;
+        let requirement = Requirement::parse(hello.version_requirement).map_err(|e| malformed(&e))?;
         let definition = self.choose(&service, &requirement, |rules| match hello.delivery {
             Delivery::Endpoint => admit(&session.peer, self.uid, rules),
             Delivery::Connected => admit_connected(&session.peer, self.uid, rules),
@@ -175,12 +177,16 @@ impl Driver {
             let reason = format!("this session has {REQUESTS_PER_SESSION_MAX} requests and holds, which is the limit");
             return Err(Box::new(Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))));
         }
-        if connected.tickets.contains_key(&request_id) {
-            let reason = format!("request {request_id} is in use already on this session");
-            return Err(Box::new(Refusal::new(Code::Malformed, reason)));
+        match connected.tickets.entry(request_id) {
+            Entry::Vacant(entry) => {
+                entry.insert(ticket);
+                Ok(())
+            }
+            Entry::Occupied(_) => {
+                let reason = format!("request {request_id} is in use already on this session");
+                Err(Box::new(Refusal::new(Code::Malformed, reason)))
+            }
         }
-        connected.tickets.insert(request_id, ticket);
-        Ok(())
     }
 
     /// Takes a request out of its session.
@@ -227,8 +233,8 @@ pub(super) fn choose_among<T>(
     versions: &BTreeMap<Version, Arc<T>>,
     requirement: &Requirement,
 ) -> Result<Arc<T>, Box<Refusal>> {
-    match choose(versions.keys(), &service.version_rules, requirement) {
-        Ok(version) => Ok(Arc::clone(&versions[version])),
+    match choose(versions, &service.version_rules, requirement) {
+        Ok((_, definition)) => Ok(Arc::clone(definition)),
         Err(error) => {
             let code = match error {
                 NoVersion::Unsupported { .. } => Code::VersionUnsupported,

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use super::driver::Driver;
+use super::grant::LaterGrant;
 use super::hosted::{Ear, Main, Task};
 use super::mains::Mains;
-use super::perform::Grant;
 use super::watched::Watched;
 use crate::core::backend::{Event, Ticket, Word};
 use crate::core::registry::BackendId;
@@ -197,14 +197,18 @@ pub(super) fn end_probe(pool: &SpawnPool, probe: Spawned) {
 }
 
 /// Waits until a tcp connection is made, and hands it over.
-pub(super) fn finish_connection(driver: Handle, ticket: Ticket, grant: Grant, socket: OwnedFd) {
+pub(super) fn finish_connection(driver: Handle, ticket: Ticket, grant: LaterGrant, socket: OwnedFd) {
     spawn_local(async move {
         let result = tokio::time::timeout(CONNECT_MAX, connected(socket)).await;
         let Some(driver) = driver.upgrade() else { return };
         let mut driver = driver.borrow_mut();
         let Some(asked) = driver.asked.get(&ticket).copied() else { return };
         match result {
-            Ok(Ok(socket)) => driver.send_grant(asked.session, grant, Some(socket)),
+            Ok(Ok(socket)) => {
+                if let Some(session) = driver.session(asked.session) {
+                    grant.as_ref().send(&session, Some(socket));
+                }
+            }
             Ok(Err(error)) => driver.connection_failed(ticket, grant.negotiated.generation, &error),
             Err(_) => driver.connection_failed(ticket, grant.negotiated.generation, &ConnectError::Busy),
         }

@@ -7,9 +7,10 @@ mod serving;
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
 
-use broker_proto::{Code, HIGHEST_VERSION, Preamble, Refusal, ServerMessage};
-use tokio::sync::Notify;
+use broker_proto::{Code, HIGHEST_VERSION, Preamble, Refusal, ServerMessage, ServerMessageRef};
+use serde::Serialize;
 
 pub(super) use self::serving::serve;
 use super::connection::Connection;
@@ -54,7 +55,9 @@ pub(super) struct Session {
     messages: Cell<u64>,
     /// By when the peer must have said what it has begun to say.
     pub(super) due: Cell<Option<Timestamp>>,
-    wake: Notify,
+    /// Its task has something to look at.
+    is_called: Cell<bool>,
+    task: RefCell<Option<Waker>>,
     me: Weak<Self>,
 }
 
@@ -77,34 +80,51 @@ impl Session {
             is_corrected: Cell::new(false),
             messages: Cell::new(0),
             due: Cell::new(None),
-            wake: Notify::new(),
+            is_called: Cell::new(false),
+            task: RefCell::default(),
             me: me.clone(),
         })
     }
 
     /// Sends a message, at the end of this turn if the socket takes it.
     pub(super) fn send(&self, message: &ServerMessage, descriptor: Option<OwnedFd>) {
-        if self.is_hushed.get() {
-            return;
-        }
-        let pushed = self.outbox.borrow_mut().push(message, descriptor);
-        match (pushed, message) {
+        match (self.push(message, descriptor), message) {
             (Ok(()), _) => {}
             (Err(Unsent::TooLong), ServerMessage::AdminReply { request_id, .. }) => {
                 let reason = "the report is longer than a message may be: ask for fewer backends";
                 self.refuse(*request_id, Refusal::new(Code::Internal, reason));
             }
-            (Err(error), _) => {
-                tracing::warn!(session = self.id.0, pid = self.pid, %error, "closing a session");
-                self.close();
-                return;
-            }
+            (Err(error), _) => self.give_up(&error),
         }
-        if self.outbox.borrow().kept() > AT_ONCE {
+    }
+
+    /// The same for what a Hello is answered.
+    pub(super) fn send_negotiated(&self, message: &ServerMessageRef<'_>, descriptor: Option<OwnedFd>) {
+        if let Err(error) = self.push(message, descriptor) {
+            self.give_up(&error);
+        }
+    }
+
+    fn push(&self, message: &impl Serialize, descriptor: Option<OwnedFd>) -> Result<(), Unsent> {
+        if self.is_hushed.get() {
+            return Ok(());
+        }
+        let kept = {
+            let mut outbox = self.outbox.borrow_mut();
+            outbox.push(message, descriptor)?;
+            outbox.kept()
+        };
+        if kept > AT_ONCE {
             self.flush();
         } else {
             self.post();
         }
+        Ok(())
+    }
+
+    fn give_up(&self, error: &Unsent) {
+        tracing::warn!(session = self.id.0, pid = self.pid, %error, "closing a session");
+        self.close();
     }
 
     /// Has it written at the end of this turn.
@@ -145,7 +165,7 @@ impl Session {
     }
 
     fn send_preamble(&self, version: u16) {
-        self.outbox.borrow_mut().push_bytes(&Preamble::writing(version).to_bytes());
+        self.outbox.borrow_mut().push_preamble(Preamble::writing(version));
         self.post();
     }
 
@@ -157,19 +177,39 @@ impl Session {
     /// Ends the session once its task gets to it.
     pub(super) fn close(&self) {
         self.closing.set(true);
-        self.wake.notify_one();
+        self.call();
     }
 
     /// Says no more once what has arrived is answered: when the peer has read all of it, it sees the end of the stream.
     /// What it still says is read, so that it can close in peace.
     pub(super) fn hush(&self) {
         self.is_to_hush.set(!self.is_hushed.get());
-        self.wake.notify_one();
+        self.call();
     }
 
     /// Has its task look whether the peer's time is over.
     pub(super) fn look_at_due(&self) {
-        self.wake.notify_one();
+        self.call();
+    }
+
+    /// Has its task look what there is to do.
+    fn call(&self) {
+        self.is_called.set(true);
+        if let Some(task) = &*self.task.borrow() {
+            task.wake_by_ref();
+        }
+    }
+
+    /// Whether its task was called; if not, it will be woken when it is.
+    fn poll_call(&self, context: &Context<'_>) -> Poll<()> {
+        if self.is_called.take() {
+            return Poll::Ready(());
+        }
+        let mut task = self.task.borrow_mut();
+        if task.as_ref().is_none_or(|task| !task.will_wake(context.waker())) {
+            *task = Some(context.waker().clone());
+        }
+        Poll::Pending
     }
 
     fn flush(&self) {
@@ -179,7 +219,7 @@ impl Session {
                 self.connection.end_writing();
             }
             Ok(()) if outbox.is_empty() => {}
-            Ok(()) => self.wake.notify_one(),
+            Ok(()) => self.call(),
             Err(_) => self.close(),
         }
         self.is_blocked.set(!outbox.is_empty());

@@ -1,10 +1,14 @@
 //! What a session's task does: it reads until the peer or the broker ends it, and hands whole messages to the driver.
 
+use std::future::poll_fn;
+use std::io;
+use std::mem;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use broker_proto::{
-    ClientMessage, Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Reassembler, Refusal,
-    decode,
+    ClientMessageRef, Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Reassembler,
+    Refusal, decode,
 };
 
 use super::Session;
@@ -25,11 +29,23 @@ enum Stage {
 /// The session is over.
 struct End;
 
+/// Why a session's task goes on.
+enum Turn {
+    Read(io::Result<Option<usize>>),
+    Called,
+}
+
 /// Serves one connection until it ends.
 pub(in crate::daemon) async fn serve(driver: Shared, session: Rc<Session>) {
     let mut input = Reassembler::default();
     let mut stage = Stage::Preamble;
-    while !session.closing.get() {
+    // Who connects has mostly said something by now, and is answered before the connection is watched.
+    let first = session.connection.read_now(input.space());
+    let is_over = take_read(&driver, &session, &mut input, &mut stage, first).is_err();
+    if !is_over && session.is_posted.get() {
+        let_others_go_first().await;
+    }
+    while !is_over && !session.closing.get() {
         // A peer that never pauses must not keep the thread to itself.
         tokio::task::coop::consume_budget().await;
         if session.is_to_hush.take() {
@@ -37,31 +53,22 @@ pub(in crate::daemon) async fn serve(driver: Shared, session: Rc<Session>) {
             session.is_hushed.set(true);
             session.flush();
         }
-        let writing = session.is_blocked.get();
-        tokio::select! {
-            // What is there already needs no wait, and was said in time.
-            biased;
-            read = session.connection.read(input.space()) => {
-                match read {
-                    Ok(Some(count)) if count > 0 => {}
-                    Ok(None) => continue,
-                    Ok(Some(_)) | Err(_) => {
-                        session.has_ended.set(true);
-                        break;
-                    }
+        let turn = poll_fn(|context| poll_turn(&session, context, &mut input));
+        let turn = match session.is_blocked.get() {
+            false => turn.await,
+            true => tokio::select! {
+                biased;
+                turn = turn => turn,
+                () = session.connection.has_room() => {
+                    session.flush();
+                    Turn::Called
                 }
-                if session.is_hushed.get() {
-                    input = Reassembler::default();
-                    session.due.set(None);
-                    continue;
-                }
-                if answer_in_time(&driver, &session, &mut input, &mut stage).is_err() {
-                    break;
-                }
-                input.release_memory();
-            }
-            () = session.wake.notified() => {}
-            () = session.connection.has_room(), if writing => session.flush(),
+            },
+        };
+        if let Turn::Read(read) = turn
+            && take_read(&driver, &session, &mut input, &mut stage, read).is_err()
+        {
+            break;
         }
         if session.due.get().is_some_and(|due| due <= now()) {
             let patience = driver.borrow().config.limits.first_message_timeout;
@@ -78,6 +85,53 @@ pub(in crate::daemon) async fn serve(driver: Shared, session: Rc<Session>) {
     }
     session.flush();
     driver.borrow_mut().session_ended(session.id);
+}
+
+/// What is there already needs no wait, and was said in time.
+fn poll_turn(session: &Session, context: &mut Context<'_>, input: &mut Reassembler) -> Poll<Turn> {
+    if let Poll::Ready(read) = session.connection.poll_read(context, input.space()) {
+        return Poll::Ready(Turn::Read(read));
+    }
+    session.poll_call(context).map(|()| Turn::Called)
+}
+
+/// Ends this turn of the task, which has another one when those are over that were to have theirs already.
+async fn let_others_go_first() {
+    let mut has_waited = false;
+    poll_fn(|context| {
+        if mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Works off what was read.
+fn take_read(
+    driver: &Shared,
+    session: &Session,
+    input: &mut Reassembler,
+    stage: &mut Stage,
+    read: io::Result<Option<usize>>,
+) -> Result<(), End> {
+    match read {
+        Ok(None) => return Ok(()),
+        Ok(Some(1..)) => {}
+        Ok(Some(0)) | Err(_) => {
+            session.has_ended.set(true);
+            return Err(End);
+        }
+    }
+    if session.is_hushed.get() {
+        *input = Reassembler::default();
+        session.due.set(None);
+        return Ok(());
+    }
+    answer_in_time(driver, session, input, stage)?;
+    input.release_memory();
+    Ok(())
 }
 
 /// Answers what has arrived by now, whether or not the runtime has seen it.
@@ -177,7 +231,7 @@ fn take_message(
         Ok(None) => return Ok(false),
         Err(error) => return Err(end(session, &error)),
     };
-    match decode::<ClientMessage>(body) {
+    match decode::<ClientMessageRef<'_>>(body) {
         Ok(message) => {
             *stage = Stage::Accepted;
             session.messages.set(session.messages.get() + 1);

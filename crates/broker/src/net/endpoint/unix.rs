@@ -177,7 +177,7 @@ fn peer(stream: &OwnedFd) -> Option<Pid> {
     (credentials.pid() > 0).then(|| Pid::from_raw(credentials.pid()))
 }
 
+/// Of a socket just made, which has no other flag that could be set.
 pub(super) fn set_blocking(stream: &OwnedFd) -> nix::Result<()> {
-    let flags = OFlag::from_bits_retain(fcntl(stream, FcntlArg::F_GETFL)?);
-    fcntl(stream, FcntlArg::F_SETFL(flags.difference(OFlag::O_NONBLOCK))).map(drop)
+    fcntl(stream, FcntlArg::F_SETFL(OFlag::empty())).map(drop)
 }
