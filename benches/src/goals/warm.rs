@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use broker_proto::Delivery;
+use broker_proto::{Delivery, Endpoint};
 
 use crate::broker::{Broker, Kind, Service, Warm, facts_of};
 use crate::client::{Kept, Key, exchange, exchange_for_descriptor};
 use crate::contest::{Contender, Placement, Track, contest};
 use crate::echo::{Echo, WORDS};
+use crate::programs::Programs;
 use crate::report::{Bound, Row, Unit};
 use crate::world::World;
 
@@ -23,8 +24,8 @@ pub(crate) struct Tracks {
     pub(crate) connect: [Track; 3],
     /// One connection for all: echo, echo on tokio, ours, ours with the release of what was held before.
     pub(crate) kept: [Track; 4],
-    /// A descriptor with each answer: echo without one, echo with one, ours.
-    passed: [Track; 3],
+    /// A descriptor with each answer: echo without one, echo with one, echo with one that it connects to the daemon, ours.
+    passed: [Track; 4],
     /// The first two again with both ends on one core.
     together: ([Track; 3], [Track; 4]),
     /// The first two again, with a broker that stays awake for [`BUSY_POLL`].
@@ -54,8 +55,9 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
         compare("kept session", kept_echo, kept, 99, shown),
         compare("kept session, each releases the one before", kept_echo, releasing, 50, shown),
         compare("(echo on tokio, the same)", kept_echo, kept_tokio, 50, shown),
-        compare("connected socket, over the connect floor", &passed[0], &passed[2], 50, Bound::AtMost(1.5)),
-        compare("connected socket, over an echo that passes one", &passed[1], &passed[2], 50, shown),
+        compare("connected socket, over the connect floor", &passed[0], &passed[3], 50, Bound::AtMost(1.5)),
+        compare("(an echo that passes a descriptor, over the same)", &passed[0], &passed[1], 50, shown),
+        compare("(an echo that connects one to the daemon, over the same)", &passed[0], &passed[2], 50, shown),
         compare("one connection per Hello, all on one core", &together.0[0], &together.0[2], 50, shown),
         compare("(echo on tokio, the same)", &together.0[0], &together.0[1], 50, shown),
         compare("kept session, all on one core", &together.1[0], &together.1[2], 50, shown),
@@ -75,7 +77,6 @@ impl Tracks {
             let awake = Broker::awake(programs, &[service], BUSY_POLL);
             let echo = Echo::start(&programs.echo, &[]);
             let tokio = Echo::start(&programs.echo_tokio, &[]);
-            let passing = Echo::start(&programs.echo, &["--pass-descriptor"]);
             let (rounds, requests) = (args.pick(11, 41), args.pick(1000, 2000));
             let setting = Setting::new(&broker, requests);
             let awake = Setting::new(&awake, requests);
@@ -83,7 +84,7 @@ impl Tracks {
             Self {
                 connect: setting.connect(apart, &echo, &tokio),
                 kept: setting.kept(apart, &echo, &tokio),
-                passed: setting.passed(apart, &echo, &passing),
+                passed: setting.passed(apart, programs, &echo),
                 together: (setting.connect(together, &echo, &tokio), setting.kept(together, &echo, &tokio)),
                 awake: (awake.connect(apart, &echo, &tokio), awake.kept(apart, &echo, &tokio)),
             }
@@ -155,9 +156,12 @@ impl<'a> Setting<'a> {
         ))
     }
 
-    fn passed(&self, (rounds, placement): (usize, Placement), echo: &Echo, passing: &Echo) -> [Track; 3] {
+    fn passed(&self, (rounds, placement): (usize, Placement), programs: &Programs, echo: &Echo) -> [Track; 4] {
         let (warm, socket) = (self.warm(1, Delivery::Connected), self.broker.socket());
-        let (_, negotiated) = self.broker.hold(&self.key);
+        let (_held, negotiated) = self.broker.hold(&self.key);
+        let Endpoint::Unix { path: daemon } = &negotiated.endpoint else { panic!("the daemon is at a path") };
+        let passing = Echo::start(&programs.echo, &["--pass-descriptor"]);
+        let connecting = Echo::start(&programs.echo, &["--connect", daemon]);
         let repeat = |socket: &Path, request: &[u8], answer: &[u8], out: &mut Vec<u64>| {
             for request_number in 0..self.requests {
                 out.push(exchange_for_descriptor(socket, request, answer));
@@ -174,6 +178,7 @@ impl<'a> Setting<'a> {
                     out.extend((0..self.requests).map(|_| exchange(echo.socket(), &WORDS, &WORDS)));
                 }),
                 Contender::new(passing.pid(), |out| repeat(passing.socket(), &WORDS, &WORDS, out)),
+                Contender::new(connecting.pid(), |out| repeat(connecting.socket(), &WORDS, &WORDS, out)),
                 Contender::new(self.broker.pid(), |out| repeat(&socket, &warm.opening, &warm.opening_answer, out)),
             ],
         ))

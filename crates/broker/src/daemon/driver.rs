@@ -44,7 +44,8 @@ use crate::services::Catalog;
 /// The driver, as tasks hold it. No task keeps it borrowed over an await.
 pub(super) type Shared = Rc<RefCell<Driver>>;
 
-/// For how many effects room is kept. A backend that gets ready has one for each who waits.
+/// For how many effects and events room is kept. A backend that gets ready has one for each who waits, and a session that
+/// ends one for each that it held.
 const EFFECTS_USUAL: usize = 64;
 
 /// A request that waits or holds.
@@ -256,7 +257,12 @@ impl Driver {
 
     /// Hands an event to a machine, performs what follows, and sets the timer anew.
     pub(super) fn dispatch(&mut self, id: BackendId, event: Event) {
-        self.queue.push_back((id, event));
+        self.follow_up(id, event);
+        self.work_off();
+    }
+
+    /// Hands the events that wait to their machines.
+    pub(super) fn work_off(&mut self) {
         // Taken for as long as it is used: an effect may be another event's cause.
         let mut effects = mem::take(&mut self.effects);
         while let Some((id, event)) = self.queue.pop_front() {
@@ -273,13 +279,14 @@ impl Driver {
                 self.attend(id);
             }
         }
+        self.queue.shrink_to(EFFECTS_USUAL);
         effects.shrink_to(EFFECTS_USUAL);
         self.effects = effects;
         self.arm();
         self.leave_if_empty();
     }
 
-    /// Adds an event behind the one being handled.
+    /// Adds an event behind those that wait and the one being handled.
     pub(super) fn follow_up(&mut self, id: BackendId, event: Event) {
         self.queue.push_back((id, event));
     }
@@ -333,6 +340,7 @@ impl Driver {
         for ticket in connected.tickets.into_values() {
             self.give_up(ticket);
         }
+        self.work_off();
         self.drop_batches_of(id);
         if self.sessions.is_empty() {
             self.idle_exit.last_session_ended(now());

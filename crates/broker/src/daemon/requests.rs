@@ -209,15 +209,16 @@ impl Driver {
         let ticket = self.sessions.get_mut(&session).and_then(|c| c.tickets.remove(&request_id));
         if let Some(ticket) = ticket {
             self.give_up(ticket);
+            self.work_off();
         }
     }
 
-    /// Withdraws what a request, taken out of its session, waited for or held.
+    /// Withdraws what a request, taken out of its session, waited for or held, once the events that wait are worked off.
     pub(super) fn give_up(&mut self, ticket: Ticket) {
         match self.asked.remove(&ticket) {
             Some(asked) => {
                 self.forget_doubt(asked.backend, ticket);
-                self.dispatch(asked.backend, Event::Withdraw(ticket));
+                self.follow_up(asked.backend, Event::Withdraw(ticket));
             }
             None => {
                 self.events.forget(ticket);
