@@ -3,6 +3,7 @@
 //! Owns the alphabet of names. A value of these types is valid for good: nobody checks it again, and it is safe as a
 //! component of a path.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -57,13 +58,15 @@ fn check(what: &'static str, text: &str) -> Result<(), NameError> {
     if text.len() > NAME_MAX {
         return Err(NameError::TooLong { what, length: text.len(), start: text.chars().take(24).collect() });
     }
-    let wrong = text.chars().enumerate().find(|&(at, c)| {
-        let first = c.is_ascii_lowercase() || c.is_ascii_digit();
-        !(first || at > 0 && matches!(c, '.' | '_' | '-'))
-    });
-    match wrong {
+    let is_first = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_wrong = |(at, byte)| !(is_first(byte) || at > 0 && matches!(byte, b'.' | b'_' | b'-'));
+    match text.bytes().enumerate().position(is_wrong) {
         None => Ok(()),
-        Some((_, character)) => Err(NameError::Character { what, text: text.to_owned(), character }),
+        // What comes before is ASCII.
+        Some(at) => {
+            let character = text[at..].chars().next().unwrap_or_default();
+            Err(NameError::Character { what, text: text.to_owned(), character })
+        }
     }
 }
 
@@ -86,6 +89,13 @@ macro_rules! name_type {
             /// The name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        /// Equal, ordered and hashed as its text.
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
                 &self.0
             }
         }

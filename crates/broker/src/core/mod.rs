@@ -5,6 +5,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod backend;
+mod by_id;
 pub(crate) mod durable;
 pub(crate) mod farewell;
 pub(crate) mod heartbeat;
@@ -28,5 +29,4 @@ mod waiters;
 
 pub(crate) use time::{Timestamp, millis, millis_up};
 
-/// A map by numbers that the broker gave out itself. A client cannot choose them, so their hash need not be hard to guess.
-pub(crate) type ById<K, V> = rustc_hash::FxHashMap<K, V>;
+pub(crate) use by_id::ById;

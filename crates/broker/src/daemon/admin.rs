@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::clock::now;
 use super::driver::{Driver, Kind, Leave};
+use super::requests::choose_daemon;
 use super::session::{Session, SessionId};
 use super::work::Report;
 use super::{report, telling};
@@ -154,7 +155,8 @@ impl Driver {
         let instance = InstanceName::parse(&target.instance).map_err(malformed)?;
         let service = ServiceName::parse(&target.service).map_err(malformed)?;
         let requirement = Requirement::parse(&target.version_requirement).map_err(malformed)?;
-        let definition = self.choose(&service, &requirement, |_| Ok(()))?;
+        let service = self.catalog.services.get(&service).ok_or_else(|| self.service_unknown(&service))?;
+        let definition = choose_daemon(service, &requirement, |_| Ok(()))?;
         let id = self.open(instance, &definition)?;
         let waiter = self.ask(session.id, request_id, id, Kind::Start, deadline_ms)?;
         self.dispatch(id, Event::Start(waiter));
@@ -169,7 +171,7 @@ impl Driver {
         found.sort();
         let is_known = |name: &ServiceName| self.catalog.services.contains_key(name);
         match &selected.service {
-            Some(service) if found.is_empty() && !is_known(service) => Err(Box::new(self.service_unknown(service))),
+            Some(service) if found.is_empty() && !is_known(service) => Err(self.service_unknown(service)),
             _ => Ok(found.into_iter().map(|(_, id)| id).collect()),
         }
     }

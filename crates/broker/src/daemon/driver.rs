@@ -4,7 +4,7 @@
 //! something each and report back here; what may block is done by the worker threads, which report through a channel.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::mem;
 use std::rc::{Rc, Weak};
 
@@ -72,7 +72,7 @@ pub(super) enum Kind {
 /// A session and what it asked.
 pub(super) struct Connected {
     pub(super) session: Rc<Session>,
-    pub(super) tickets: HashMap<RequestId, Ticket>,
+    pub(super) tickets: BTreeMap<RequestId, Ticket>,
 }
 
 pub(super) struct Driver {
@@ -300,7 +300,7 @@ impl Driver {
             return Err(Box::new(Refusal::new(Code::RateLimited, reason).retry_after_ms(millis_up(RETRY_HINT))));
         }
         *count += 1;
-        let connected = Connected { session: Rc::clone(session), tickets: HashMap::new() };
+        let connected = Connected { session: Rc::clone(session), tickets: BTreeMap::new() };
         self.sessions.insert(session.id, connected);
         self.heartbeat.begin(now());
         self.expect_message(session);

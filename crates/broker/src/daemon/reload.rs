@@ -42,10 +42,13 @@ impl Driver {
         let old = std::mem::take(&mut self.catalog.services);
         keep_last_good(&old, &mut catalog);
         let new = &catalog.services;
-        let added: Vec<&ServiceName> = new.keys().filter(|name| !old.contains_key(name)).collect();
-        let removed: Vec<&ServiceName> = old.keys().filter(|name| !new.contains_key(name)).collect();
-        let changed: Vec<&ServiceName> =
-            new.iter().filter(|(name, service)| old.get(name).is_some_and(|o| o != *service)).map(|(n, _)| n).collect();
+        let added: Vec<&ServiceName> = new.keys().filter(|&name| !old.contains_key(name)).collect();
+        let removed: Vec<&ServiceName> = old.keys().filter(|&name| !new.contains_key(name)).collect();
+        let changed: Vec<&ServiceName> = new
+            .iter()
+            .filter(|(name, service)| old.get(*name).is_some_and(|o| o != *service))
+            .map(|(n, _)| n)
+            .collect();
         let names = |names: &[&ServiceName]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
         let document = json!({
             "services": new.len(),

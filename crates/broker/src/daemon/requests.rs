@@ -1,7 +1,6 @@
 //! What clients ask, parsed, admitted and filed.
 
-use std::collections::BTreeMap;
-use std::collections::hash_map::Entry;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,9 +58,13 @@ impl Driver {
         self.check_serving()?;
         let malformed = |error: &dyn std::fmt::Display| Box::new(Refusal::new(Code::Malformed, error.to_string()));
         let instance = InstanceName::parse(hello.instance).map_err(|e| malformed(&e))?;
-        let service = ServiceName::parse(hello.service).map_err(|e| malformed(&e))?;
+        let service = match self.catalog.services.get(hello.service) {
+            Some(service) => Ok(service),
+            None => Err(ServiceName::parse(hello.service).map_err(|e| malformed(&e))?),
+        };
         let requirement = Requirement::parse(hello.version_requirement).map_err(|e| malformed(&e))?;
-        let definition = self.choose(&service, &requirement, |rules| match hello.delivery {
+        let service = service.map_err(|unknown| self.service_unknown(&unknown))?;
+        let definition = choose_daemon(service, &requirement, |rules| match hello.delivery {
             Delivery::Endpoint => admit(&session.peer, self.uid, rules),
             Delivery::Connected => admit_connected(&session.peer, self.uid, rules),
         })?;
@@ -85,32 +88,13 @@ impl Driver {
         }
     }
 
-    /// Finds the service, asks whether the peer may have it, and picks a version.
-    pub(super) fn choose(
-        &self,
-        name: &ServiceName,
-        requirement: &Requirement,
-        admitted: impl FnOnce(&AccessRules) -> Result<(), Rejection>,
-    ) -> Result<Arc<Definition>, Box<Refusal>> {
-        let Some(service) = self.catalog.services.get(name) else {
-            return Err(Box::new(self.service_unknown(name)));
-        };
-        let services::Kind::Daemon(versions) = &service.kind else {
-            let reason = format!("`{name}` is a process and not a daemon: `brokerctl run {name}` runs it");
-            return Err(Box::new(Refusal::new(Code::ServiceUnknown, reason)));
-        };
-        admitted(&service.access)
-            .map_err(|rejection| Box::new(Refusal::new(Code::PeerRejected, rejection.to_string())))?;
-        choose_among(service, versions, requirement)
-    }
-
-    pub(super) fn service_unknown(&self, name: &ServiceName) -> Refusal {
+    pub(super) fn service_unknown(&self, name: &ServiceName) -> Box<Refusal> {
         let names = self.catalog.services.keys().map(ServiceName::as_str);
         let near = suggestion(name.as_str(), names);
         let hint = near.unwrap_or_default();
         let broken = self.catalog.problems.iter().find(|p| p.file.file_stem().is_some_and(|s| s == name.as_str()));
         let why = broken.map(|p| format!("; its file has an error: {p}")).unwrap_or_default();
-        Refusal::new(Code::ServiceUnknown, format!("no service file defines `{name}`{hint}{why}"))
+        Box::new(Refusal::new(Code::ServiceUnknown, format!("no service file defines `{name}`{hint}{why}")))
     }
 
     /// The backend of a definition in an instance, registered if it is new.
@@ -226,6 +210,21 @@ impl Driver {
             }
         }
     }
+}
+
+/// Asks whether the peer may have a service that is a daemon, and picks a version.
+pub(super) fn choose_daemon(
+    service: &Service,
+    requirement: &Requirement,
+    admitted: impl FnOnce(&AccessRules) -> Result<(), Rejection>,
+) -> Result<Arc<Definition>, Box<Refusal>> {
+    let services::Kind::Daemon(versions) = &service.kind else {
+        let name = &service.name;
+        let reason = format!("`{name}` is a process and not a daemon: `brokerctl run {name}` runs it");
+        return Err(Box::new(Refusal::new(Code::ServiceUnknown, reason)));
+    };
+    admitted(&service.access).map_err(|rejection| Box::new(Refusal::new(Code::PeerRejected, rejection.to_string())))?;
+    choose_among(service, versions, requirement)
 }
 
 /// Picks a version of a service, of whichever kind.

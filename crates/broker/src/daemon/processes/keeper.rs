@@ -361,7 +361,7 @@ impl Keeper {
         if self.parts.is_shared {
             self.sweep_soon();
         }
-        let ids: Vec<ProcessId> = self.waits.ids().filter(|id| !self.live.contains_key(id)).cloned().collect();
+        let ids: Vec<ProcessId> = self.waits.ids().filter(|&id| !self.live.contains_key(id)).cloned().collect();
         for id in ids {
             self.answer_if_over(&id);
         }

@@ -20,7 +20,7 @@ pub(super) fn resolve_work(driver: &Driver, target: &Target) -> Result<Program, 
     let instance = InstanceName::parse(&target.instance).map_err(|error| malformed(error.to_string()))?;
     let requirement = Requirement::parse(&target.version_requirement).map_err(|error| malformed(error.to_string()))?;
     let Some(service) = driver.catalog.services.get(&name) else {
-        return Err(Box::new(driver.service_unknown(&name)));
+        return Err(driver.service_unknown(&name));
     };
     let Kind::Process(versions) = &service.kind else {
         let reason = format!("`{name}` is a daemon and not a process: `brokerctl resolve {name}` starts it");
