@@ -1,14 +1,13 @@
 //! The one timer: which deadline it is set to, and what is done when it fires.
 
-use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 
 use broker_proto::State;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::task::{spawn_local, yield_now};
 
 use super::clock::now;
 use super::driver::{Driver, Leave};
+use super::listener::is_awaited;
 use super::perform::connections;
 use super::session::Session;
 use crate::core::backend::Event;
@@ -113,10 +112,4 @@ impl Driver {
             State::Inactive | State::Backoff | State::Failed | State::Stopping | State::Quarantined => false,
         })
     }
-}
-
-/// Whether somebody has connected who was not accepted yet: after the broker was stopped for a while that may be so.
-pub(super) fn is_awaited(listener: &impl AsFd) -> bool {
-    let mut listening = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-    poll(&mut listening, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }

@@ -15,9 +15,9 @@ use broker_proto::{Exit, Refusal, State};
 use tokio::task::spawn_local;
 
 use super::clock::now;
-use super::deadlines::is_awaited;
 use super::driver::Driver;
 use super::hosted::{Hosted, Task};
+use super::listener::is_awaited;
 use super::watched::Watched;
 use crate::core::Timestamp;
 use crate::core::backend::{Event, News, Ticket, Waiter};

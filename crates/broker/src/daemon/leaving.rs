@@ -3,9 +3,9 @@
 use broker_proto::{Reconnect, ServerMessage};
 
 use super::clock::now;
-use super::deadlines::is_awaited;
 use super::driver::{Driver, Leave, Settling};
 use super::hosted::Held;
+use super::listener::is_awaited;
 use super::work::Report;
 use crate::core::backend::{Backend, Event};
 use crate::core::farewell::{Farewell, Step};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use interprocess::local_socket::ListenerNonblockingMode;
 use interprocess::local_socket::traits::Listener as _;
 use interprocess::os::unix::uds_local_socket::Listener;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::task::spawn_local;
 
 use super::connection::Connection;
@@ -38,7 +39,14 @@ impl Door {
         loop {
             let mut guard = self.watched.readable().await?;
             match self.listener.accept() {
-                Ok(stream) => return Ok(stream.into()),
+                Ok(stream) => {
+                    // Whether there is another is cheaper to ask than to try: the kernel makes the socket that it would
+                    // give out before it looks whether somebody waits.
+                    if !is_awaited(self) {
+                        guard.clear_ready();
+                    }
+                    return Ok(stream.into());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
                 Err(error) => return Err(error),
             }
@@ -99,4 +107,10 @@ fn begin(driver: &Shared, socket: OwnedFd) {
             turn_away(&session, *refusal);
         }
     }
+}
+
+/// Whether somebody has connected who was not accepted yet: after the broker was stopped for a while that may be so.
+pub(super) fn is_awaited(listener: &impl AsFd) -> bool {
+    let mut listening = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut listening, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
