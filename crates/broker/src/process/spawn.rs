@@ -175,6 +175,7 @@ impl Prepared {
             envp: envp.as_ptr(),
             directory: self.directory.as_ptr(),
             umask: command.umask,
+            ignored: child::ignored_signals(),
             descriptors: descriptors.as_mut_ptr(),
             count,
             listen_pid,
