@@ -14,7 +14,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::template::Template;
+use super::template::{Placeholder, Template};
 use crate::core::admission::AccessRules;
 use crate::core::limits::Limits;
 use crate::core::versions::VersionRules;
@@ -115,12 +115,31 @@ pub(crate) struct Definition {
     pub(crate) limits: Limits,
 }
 
+impl Definition {
+    /// Whether anything that is run asks for its private folder.
+    pub(crate) fn uses_state_dir(&self) -> bool {
+        let probe = match &self.readiness.probe {
+            Probe::Exec { command } => Some(command),
+            Probe::Connect | Probe::Notify | Probe::Socket { .. } => None,
+        };
+        let texts = std::iter::once(&self.command).chain(probe).flat_map(Command::texts);
+        let mut texts = texts.chain(self.environment.set.values()).chain([&self.lifecycle.working_directory]);
+        texts.any(|text| text.uses(Placeholder::StateDir))
+    }
+}
+
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Command {
     /// An absolute path; or a bare name, which is looked up in the `PATH` of the backend's environment at each start.
     pub(crate) program: Template,
     pub(crate) arguments: Vec<Template>,
+}
+
+impl Command {
+    fn texts(&self) -> impl Iterator<Item = &Template> {
+        std::iter::once(&self.program).chain(&self.arguments)
+    }
 }
 
 /// The environment of a backend: exactly this, plus what its probe needs.

@@ -59,8 +59,11 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
     if order.cgroups.are_closing() {
         return Err(refusal_of(&Closing));
     }
-    make_private(&order.data, None)
-        .map_err(|error| failed(format!("cannot make the folder `{}`", order.data.display()), &error))?;
+    // Where nobody asks for it, it would be in the way of every first start.
+    if order.definition.uses_state_dir() {
+        make_private(&order.data, None)
+            .map_err(|error| failed(format!("cannot make the folder `{}`", order.data.display()), &error))?;
+    }
     let (endpoint, listener) = prepare_endpoint(order)?;
     let launched = launch_at(order, mains, endpoint, listener.clone());
     // What was bound for a start that came to nothing would keep clients waiting for nobody.

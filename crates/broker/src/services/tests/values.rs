@@ -121,6 +121,23 @@ fn every_key_of_the_design_is_read() {
 }
 
 #[test]
+fn a_definition_asks_for_its_folder_wherever_it_names_it() {
+    let uses = |rest: &str| {
+        let text = format!("[service]\nname = \"x\"\n[[version]]\nversion = \"1\"\n{rest}");
+        daemons(&service(&text))[&semver::Version::new(1, 0, 0)].uses_state_dir()
+    };
+    assert!(!uses("command = [\"/bin/x\", \"{endpoint}\"]"));
+    for rest in [
+        "command = [\"/bin/x\", \"{endpoint}\", \"--dir={state_dir}/x\"]",
+        "command = [\"/bin/x\", \"{endpoint}\"]\n[service.environment]\nset = { X = \"{state_dir}\" }",
+        "command = [\"/bin/x\", \"{endpoint}\"]\n[lifecycle]\nworking_directory = \"{state_dir}\"",
+        "command = [\"/bin/x\", \"{endpoint}\"]\n[readiness]\nprobe = \"exec\"\ncommand = [\"/bin/y\", \"{state_dir}\"]",
+    ] {
+        assert!(uses(rest), "{rest}");
+    }
+}
+
+#[test]
 fn durations_are_read_as_people_write_them() {
     for (text, milliseconds) in [
         ("250ms", 250),
