@@ -89,6 +89,8 @@ pub(super) struct Driver {
     pub(super) batches: ById<u64, Batch>,
     pub(super) events: Events,
     pub(super) journal: Journal,
+    /// Told when the journal has something to write that it was told quietly.
+    pub(super) told: Rc<Notify>,
     pub(super) here: Here,
     pub(super) fd_store: FdStore,
     pub(super) sessions: ById<SessionId, Connected>,
@@ -198,6 +200,7 @@ impl Driver {
                 batches: ById::default(),
                 events: Events::new(),
                 journal,
+                told: Rc::default(),
                 here,
                 fd_store,
                 sessions: ById::default(),

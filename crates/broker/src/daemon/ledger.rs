@@ -1,15 +1,18 @@
 //! What the driver has written down, and in which words: the documents in the journal's rows and in start records.
 //!
-//! The machine's memory is written whenever it changes, a start before its fork and again with its process. A warm Hello
-//! changes nothing of either.
+//! The machine's memory is written whenever it changes, once whoever waits for that has been answered; a start before its
+//! fork and again with its process. A warm Hello changes nothing of either.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use broker_proto::{Endpoint, Exit};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::yield_now;
 
 use super::driver::Driver;
 use super::places::fnv1a;
@@ -18,7 +21,7 @@ use crate::core::limits::Unenforced;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{Timestamp, millis};
 use crate::failpoint;
-use crate::journal::{self, Change};
+use crate::journal::{self, Change, Journal};
 use crate::process::boot::boot_id;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::{Identity, pid_number};
@@ -161,6 +164,16 @@ fn outcome(exit: Option<(Exit, std::time::Duration)>, trace: &Trace) -> String {
     json!({ "exit_code": exit_code, "signal": signal, "lived_ms": lived_ms, "log_path": trace.log_path }).to_string()
 }
 
+/// Has the journal write what it was told in a turn of the runtime once all answers of that turn are on their way, for as
+/// long as the broker runs: its thread would take the processor on which a client is to wake.
+pub(super) async fn write_after_answers(journal: Journal, told: Rc<Notify>) {
+    loop {
+        told.notified().await;
+        yield_now().await;
+        journal.wake();
+    }
+}
+
 impl Driver {
     /// Writes down what a machine remembers now.
     pub(super) fn remember(&mut self, id: BackendId) {
@@ -171,7 +184,11 @@ impl Driver {
         let memory = text(&Remembered { definition: hosted.fingerprint, boot_id: self.here.boot_id.clone(), machine });
         let (before, after) = places_of(phase);
         failpoint::reached(before);
-        self.journal.tell(Change::Told { key: key.clone(), generation, phase, memory });
+        self.journal.tell_quietly(Change::Told { key: key.clone(), generation, phase, memory });
+        // What begins is written with its intent; if it comes to nothing, with that.
+        if phase != journal::Phase::Starting || hosted.running.is_some() {
+            self.told.notify_one();
+        }
         failpoint::reached_after(after, || self.journal.flush());
     }
 

@@ -65,7 +65,7 @@ use self::detach::{Launcher, Side, detach};
 use self::driver::{Driver, Leave, Parts, Shared};
 use self::fd_store::FdStore;
 use self::inherited::Inherited;
-use self::ledger::Here;
+use self::ledger::{Here, write_after_answers};
 use self::manager::Manager;
 use self::ownership::{Ownership, OwnershipError};
 use self::places::Places;
@@ -264,6 +264,8 @@ async fn serve(
     }
     let (mail, busy_poll) = (Rc::clone(&driver.borrow().mail), driver.borrow().config.busy_poll);
     tokio::task::spawn_local(async move { mail.deliver(busy_poll).await });
+    let told = Rc::clone(&driver.borrow().told);
+    tokio::task::spawn_local(write_after_answers(opened.journal, told));
     tracing::info!(pid = std::process::id(), socket = %socket.display(), services, "ready");
     driver.borrow_mut().tell_ready();
     driver.borrow().arm();

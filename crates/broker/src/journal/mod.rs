@@ -83,6 +83,11 @@ struct Handle {
     shared: Arc<Shared>,
 }
 
+/// A change that is on its way to the disk.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Begun(u64);
+
 /// A journal, and what it knew when it was opened.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -144,13 +149,34 @@ impl Journal {
 
     /// Notes a change. Never waits for the disk.
     pub(crate) fn tell(&self, change: Change) {
-        self.0.shared.tell(change);
+        let _ = self.0.shared.tell(change);
     }
 
-    /// Notes a change and blocks until it is committed: true; or until it is known that it cannot be now: false. Even
-    /// then it is noted, and is written when the journal heals.
-    pub(crate) fn settle(&self, change: Change) -> bool {
-        self.0.shared.settle(change)
+    /// Notes a change that is written with the next one, or after [`Journal::wake`]: to wake the thread takes a processor
+    /// from whoever is just waited for.
+    pub(crate) fn tell_quietly(&self, change: Change) {
+        self.0.shared.tell_quietly(change);
+    }
+
+    /// Has everything written that was told.
+    pub(crate) fn wake(&self) {
+        self.0.shared.wake();
+    }
+
+    /// Notes a change that is waited for with [`Journal::settled`]; meanwhile it is being written.
+    pub(crate) fn begin(&self, change: Change) -> Begun {
+        Begun(self.0.shared.tell(change))
+    }
+
+    /// Blocks until a change is committed: true; or until it is known that it cannot be now: false. Even then it is noted,
+    /// and is written when the journal heals.
+    pub(crate) fn settled(&self, change: Begun) -> bool {
+        self.0.shared.settled(change.0)
+    }
+
+    #[cfg(test)]
+    fn settle(&self, change: Change) -> bool {
+        self.settled(self.begin(change))
     }
 
     /// Is over once all that was told is committed, or it is known that it cannot be now: at once where the disk is in trouble,

@@ -111,14 +111,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn tell(self: &Arc<Self>, change: Change) {
-        self.note(&mut self.lock(), change);
+    /// The number up to which must be committed so that the change is.
+    pub(super) fn tell(self: &Arc<Self>, change: Change) -> u64 {
+        let told = self.tell_quietly(change);
+        self.wake();
+        told
     }
 
-    pub(super) fn settle(self: &Arc<Self>, change: Change) -> bool {
-        let mut state = self.lock();
-        let told = self.note(&mut state, change);
-        self.wait(state, Instant::now() + PATIENCE, |state| match state.committed >= told {
+    pub(super) fn tell_quietly(self: &Arc<Self>, change: Change) -> u64 {
+        self.note(&mut self.lock(), change)
+    }
+
+    /// Not under the lock, which the thread takes first.
+    pub(super) fn wake(&self) {
+        self.work.notify_one();
+    }
+
+    pub(super) fn settled(&self, told: u64) -> bool {
+        self.wait(self.lock(), Instant::now() + PATIENCE, |state| match state.committed >= told {
             true => Some(true),
             false => state.trouble.is_some().then_some(false),
         })
@@ -154,6 +164,8 @@ impl Shared {
         let told = state.told;
         state.awaited.retain(|(_, done)| !done.is_closed());
         state.awaited.push((told, done));
+        drop(state);
+        self.wake();
         Some((written, patience))
     }
 
@@ -184,7 +196,6 @@ impl Shared {
         if state.image.apply(change) {
             state.told += 1;
             state.dirty.insert(key, state.told);
-            self.work.notify_one();
         }
         self.ensure_thread(state);
         state.told

@@ -109,7 +109,7 @@ fn launch_at(
     (start.cgroup, start.unenforced) = (cgroup, unenforced);
     let record = record(order, &mut start);
     failpoint::reached("before-intent");
-    order.journal.settle(start.as_change());
+    order.journal.settled(order.journal.begin(start.as_change()));
     failpoint::reached("after-intent");
     // What cannot be recorded goes with the broker, so that nothing unknown is left of it.
     daemon.die_with_parent = record.is_none();

@@ -118,6 +118,27 @@ fn what_is_settled_is_committed_when_it_returns() {
 }
 
 #[test]
+fn what_is_told_quietly_is_written_with_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.db");
+    let journal = open(&path).journal;
+    assert!(journal.flush());
+    let attempts = journal.0.shared.attempts();
+    journal.tell_quietly(told("a", 1, Phase::Starting));
+    assert_eq!((on_disk(&path), journal.0.shared.behind()), (Vec::new(), 1));
+    let intent = journal.begin(launch("a", 1, None));
+    assert!(journal.settled(intent));
+    assert_eq!(on_disk(&path), [("a".to_owned(), 1, "intent".to_owned(), None)]);
+    assert_eq!(journal.0.shared.attempts(), attempts + 1);
+    journal.tell_quietly(told("a", 1, Phase::Ready));
+    journal.wake();
+    crate::process::testing::wait_for("it is written", || on_disk(&path)[0].2 == "ready");
+    journal.tell_quietly(told("b", 1, Phase::Starting));
+    drop(journal);
+    assert_eq!(instances(&path), ["a", "b"]);
+}
+
+#[test]
 fn changes_of_one_key_become_one_write() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal.db");
