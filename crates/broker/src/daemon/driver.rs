@@ -27,7 +27,7 @@ use super::processes::Processes;
 use super::session::{Session, SessionId};
 use super::trimming::Logs;
 use super::watches::Watches;
-use super::work::Report;
+use super::work::{Report, Spares};
 use crate::config::Config;
 use crate::core::backend::{Effect, Event, Memory, RETRY_HINT, Ticket};
 use crate::core::farewell::Farewell;
@@ -81,6 +81,7 @@ pub(super) struct Driver {
     pub(super) uid: u32,
     pub(super) nofile_soft: Option<u64>,
     pub(super) places: Places,
+    pub(super) spares: Spares,
     pub(super) cgroups: Cgroups,
     pub(super) catalog: Catalog,
     pub(super) registry: Registry,
@@ -190,6 +191,7 @@ impl Driver {
                 me: me.clone(),
                 uid: nix::unistd::getuid().as_raw(),
                 nofile_soft,
+                spares: Spares::new(places.state()),
                 places,
                 cgroups,
                 catalog,

@@ -39,6 +39,7 @@ mod report;
 mod requests;
 mod session;
 mod signals;
+mod starting;
 mod sweep;
 mod tasks;
 mod telling;

@@ -6,18 +6,15 @@ use std::sync::Arc;
 
 use broker_proto::{Code, Delivery, Endpoint, NegotiatedRef, Refusal, ServerMessage};
 
-use super::clock::now;
 use super::demand::Demand;
 use super::driver::{Driver, Kind};
 use super::ending::Look;
 use super::grant::Grant;
-use super::hosted::Launched;
-use super::ledger::{Start, fingerprint};
-use super::places::name_of;
+use super::ledger::fingerprint;
 use super::session::Session;
-use super::work::{self, Order, Report};
+use super::work::Report;
 use super::{tasks, telling};
-use crate::core::backend::{Effect, Event, Happening, RETRY_HINT, Ticket, Trace, Waiter};
+use crate::core::backend::{Effect, Event, Happening, RETRY_HINT, Ticket, Waiter};
 use crate::core::millis_up;
 use crate::core::registry::BackendId;
 use crate::documents::ready_backend;
@@ -80,101 +77,26 @@ impl Driver {
         job: impl FnOnce() -> Report + Send + 'static,
         if_it_panics: impl FnOnce() -> Report + Send + 'static,
     ) -> std::io::Result<()> {
+        self.work_and_tidy(move || (job(), ()), if_it_panics, drop)
+    }
+
+    /// The same of a job that leaves something to do of which nobody waits for the outcome.
+    pub(super) fn work_and_tidy<T>(
+        &self,
+        job: impl FnOnce() -> (Report, T) + Send + 'static,
+        if_it_panics: impl FnOnce() -> Report + Send + 'static,
+        tidy: impl FnOnce(T) + Send + 'static,
+    ) -> std::io::Result<()> {
         let reports = self.reports.clone();
         self.pool.run(move || {
-            let report = catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| if_it_panics());
+            let (report, left) = match catch_unwind(AssertUnwindSafe(job)) {
+                Ok((report, left)) => (report, Some(left)),
+                Err(_) => (if_it_panics(), None),
+            };
             // The receiver goes last, with the broker itself.
             let _ = reports.blocking_send(report);
+            left.map(tidy);
         })
-    }
-
-    fn start(&mut self, id: BackendId, generation: u64) {
-        let Some((key, _)) = self.registry.get(id) else { return };
-        let key = key.clone();
-        if self.tells_start() {
-            tracing::info!(backend = %key, generation, "starting");
-        }
-        let Some(hosted) = self.hosted.get_mut(&id) else { return };
-        hosted.exit = None;
-        let definition = Arc::clone(&hosted.definition);
-        let socket = match &definition.endpoint {
-            services::Endpoint::Unix { path: Some(path) } => path.clone(),
-            services::Endpoint::Unix { path: None } | services::Endpoint::Tcp { .. } => self.places.socket(&key),
-        };
-        hosted.drop_unfit_listener(&definition);
-        let listener = hosted.listener.clone();
-        self.watch_for(id, generation, &definition, &socket);
-        let start = Start {
-            key: key.clone(),
-            generation,
-            began: now(),
-            here: self.here.clone(),
-            definition: Arc::clone(&definition),
-            endpoint: None,
-            log: None,
-            notify: None,
-            record: None,
-            cgroup: None,
-            unenforced: Vec::new(),
-            process: None,
-        };
-        let order = Order {
-            socket,
-            notify: self.places.notify(&key, generation),
-            data: self.places.data(&key),
-            logs: self.places.logs(&key),
-            listener,
-            nofile_soft: self.nofile_soft,
-            definition,
-            start,
-            record: self.places.start(&key, generation),
-            journal: self.journal.clone(),
-            cgroups: self.cgroups.clone(),
-            fd_store: self.fd_store.clone(),
-            listener_name: name_of(&self.places.socket(&key)),
-            key,
-        };
-        self.launching += 1;
-        let mains = self.mains.clone();
-        let job = move || Report::Launched { id, generation, result: work::launch(&order, &mains) };
-        let faulty =
-            move || Report::Launched { id, generation, result: Err(Box::new(telling::fault("the start failed"))) };
-        if let Err(error) = self.work(job, faulty) {
-            let reason = format!("no thread to start it from: {error}");
-            let refusal = Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT));
-            self.launching -= 1;
-            self.follow_up(id, Event::StartFailed { generation, refusal });
-        }
-    }
-
-    /// Takes what a launch made, and begins to watch it.
-    pub(super) fn launched(&mut self, id: BackendId, generation: u64, result: Result<Box<Launched>, Box<Refusal>>) {
-        self.launching -= 1;
-        let Some((key, _)) = self.registry.get(id) else { return };
-        if !self.hosted.contains_key(&id) {
-            return;
-        }
-        let launched = match result {
-            Ok(launched) => *launched,
-            Err(refusal) => {
-                let key = key.clone();
-                if self.tells_refusal() {
-                    tracing::warn!(backend = %key, generation, code = %refusal.code, "not started: {}", refusal.reason);
-                }
-                self.unwatch(id);
-                self.remember_end(id, generation, &Trace::default());
-                if let Some(hosted) = self.hosted.get_mut(&id) {
-                    hosted.drop_unserved_listener();
-                }
-                self.dispatch(id, Event::StartFailed { generation, refusal: *refusal });
-                return;
-            }
-        };
-        let endpoint = launched.start.endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default();
-        tracing::info!(backend = %key, generation, pid = launched.main.pid.as_raw(), endpoint, "started");
-        self.host(id, launched, false);
-        self.dispatch(id, Event::Started { generation });
-        self.stop_if_not_kept(id);
     }
 
     /// Looks whether the endpoint serves; a command is started instead.

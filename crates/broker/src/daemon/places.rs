@@ -14,6 +14,7 @@ use super::cgroups::Cgroups;
 use crate::core::registry::BackendKey;
 use crate::net::endpoint::remove_dead_unix;
 use crate::process::leftovers::end_writers;
+use crate::process::start_record;
 use crate::services::values::SOCKET_PATH_MAX;
 
 /// Room for what follows an endpoint's stem: `.` and a generation of twenty digits and `.notify`.
@@ -91,6 +92,11 @@ impl Places {
         &self.endpoints
     }
 
+    /// The folder of what outlives a start.
+    pub(super) fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// The Unix socket of a backend whose service file names none.
     pub(super) fn socket(&self, key: &BackendKey) -> PathBuf {
         self.endpoint(key, LISTENER)
@@ -141,19 +147,24 @@ impl Places {
     /// Ends what an earlier broker left without a record of it, and removes the sockets that nobody serves.
     pub(super) fn sweep(&self, spared: &Spared, cgroups: &Cgroups) {
         cgroups.sweep(|name| spared.has_start(name));
-        // As the kernel names it.
-        if let Ok(backends) = self.state.join("backends").canonicalize() {
-            let is_ours = |file: &Path| {
-                let Ok(below) = file.strip_prefix(&backends) else { return false };
-                // `INSTANCE/SERVICE/VERSION/logs/FILE`. What is in `data` is the daemon's own, or a process's.
-                below.components().nth(3).is_some_and(|folder| folder.as_os_str() == LOGS)
-                    && !spared.backends.iter().any(|backend| below.starts_with(backend))
-            };
-            let ended = end_writers(is_ours);
+        // As the kernel names them.
+        let [backends, starts] = [self.state.join("backends"), self.starts()].map(|folder| folder.canonicalize().ok());
+        let is_below_ours = |file: &Path| {
+            let Some(below) = backends.as_ref().and_then(|folder| file.strip_prefix(folder).ok()) else { return false };
+            // `INSTANCE/SERVICE/VERSION/logs/FILE`. What is in `data` is the daemon's own, or a process's.
+            below.components().nth(3).is_some_and(|folder| folder.as_os_str() == LOGS)
+                && !spared.backends.iter().any(|backend| below.starts_with(backend))
+        };
+        let is_lost = |file: &Path| start_record::start_of(file).is_some_and(|name| !spared.has_start(name));
+        let is_aside_of_ours = |file: &Path| file.parent() == starts.as_deref() && is_lost(file);
+        if backends.is_some() || starts.is_some() {
+            let ended = end_writers(|file| is_below_ours(file) || is_aside_of_ours(file));
             if !ended.is_empty() {
                 tracing::warn!(?ended, "ended what outlived an earlier broker");
             }
         }
+        let lost = start_record::list(&self.starts()).unwrap_or_default().into_iter().filter(|file| is_lost(file));
+        lost.for_each(|file| drop(fs::remove_file(file)));
         let entries = fs::read_dir(&self.endpoints).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()).filter(|path| !spared.sockets.contains(path)) {
             let is_socket = path.extension().is_some_and(|extension| extension == "notify" || extension == "sock");

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::printable::printable;
+use super::spare::{Spare, create_new_from};
 
 /// The name of a log file: when the start began, in UTC. It sorts by time.
 const NAME: &str = "%Y-%m-%dT%H-%M-%S.%6fZ.log";
@@ -47,22 +48,89 @@ pub(crate) enum LogError {
     },
 }
 
-/// A start's open log file.
+/// A start's log file.
 #[derive(Debug)]
 pub(crate) struct LogFile {
-    /// Open for appending; becomes the daemon's stdout and stderr.
-    pub(crate) file: File,
-    pub(crate) path: PathBuf,
+    path: PathBuf,
+    /// Where it lies until it is settled, if its folder is not there yet.
+    aside: Option<PathBuf>,
 }
 
-/// Makes the log file of a new start.
+/// What the log file of a start is called that begins now.
+pub(crate) fn new_path(folder: &Path) -> PathBuf {
+    path_at(folder, jiff::Timestamp::now())
+}
+
+/// Makes the log file of a new start, at that path or at the next one that is free. It is open for appending, and becomes the
+/// daemon's stdout and stderr.
+///
+/// The folder of a backend that was never started is a few folders deep, each of which takes longer than the file. Then
+/// the file is made aside, and is put in its place by [`LogFile::settle`], while the daemon begins.
 ///
 /// # Errors
 /// The folder or the file cannot be made.
-pub(crate) fn open(folder: &Path) -> Result<LogFile, LogError> {
-    make_private(folder).map_err(|source| LogError::Folder { path: folder.to_owned(), source })?;
-    let (file, path) = create(folder)?;
-    Ok(LogFile { file, path })
+pub(crate) fn create(path: PathBuf, aside: PathBuf, mut spare: Option<Spare>) -> Result<(File, LogFile), LogError> {
+    let Some(folder) = path.parent() else {
+        return Err(LogError::Open { path, source: io::ErrorKind::InvalidInput.into() });
+    };
+    // Looked for first: to fail to make a file costs more.
+    if !folder.exists() {
+        if may_lie_aside(folder, &aside)
+            && let Ok(file) = create_new_from(&mut spare, &aside)
+        {
+            return Ok((file, LogFile { path, aside: Some(aside) }));
+        }
+        make_private(folder).map_err(|source| LogError::Folder { path: folder.to_owned(), source })?;
+    }
+    create_in(folder, &path, &mut spare)
+}
+
+impl LogFile {
+    /// Where it belongs.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts it where it belongs, in a folder that is private.
+    ///
+    /// # Errors
+    /// The folder cannot be made, or the file not moved. It stays where it is.
+    pub(crate) fn settle(&mut self) -> Result<(), LogError> {
+        if let Some(folder) = self.path.parent() {
+            make_private(folder).map_err(|source| LogError::Folder { path: folder.to_owned(), source })?;
+        }
+        if let Some(aside) = &self.aside {
+            fs::rename(aside, &self.path).map_err(|source| LogError::Open { path: self.path.clone(), source })?;
+            self.aside = None;
+        }
+        Ok(())
+    }
+
+    /// Removes the file of a start that came to nothing.
+    pub(crate) fn remove(&self) {
+        let _ = fs::remove_file(self.aside.as_ref().unwrap_or(&self.path));
+    }
+}
+
+/// Puts a log in its place that a broker made aside and did not live to settle.
+///
+/// # Errors
+/// `NotFound` if there is none aside, which is the rule.
+pub(crate) fn settle_for_another(aside: &Path, path: &Path) -> io::Result<()> {
+    fs::symlink_metadata(aside)?;
+    path.parent().map_or(Ok(()), make_private)?;
+    fs::rename(aside, path)
+}
+
+/// Whether a file can be made there, and be moved into a folder that is yet to be made. The first of all makes a folder for
+/// itself.
+fn may_lie_aside(folder: &Path, aside: &Path) -> bool {
+    let Some(beside) = aside.parent() else { return false };
+    let there = fs::metadata(beside).or_else(|_| make_private(beside).and_then(|()| fs::metadata(beside)));
+    let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let mut above = folder.ancestors().skip(1).map(fs::metadata);
+    let nearest = above.find(|folder| !folder.as_ref().is_err_and(is_missing)).and_then(Result::ok);
+    nearest.zip(there.ok()).is_some_and(|(nearest, there)| nearest.is_dir() && nearest.dev() == there.dev())
 }
 
 fn make_private(folder: &Path) -> io::Result<()> {
@@ -73,15 +141,20 @@ fn make_private(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn create(folder: &Path) -> Result<(File, PathBuf), LogError> {
-    let now = jiff::Timestamp::now();
+fn path_at(folder: &Path, time: jiff::Timestamp) -> PathBuf {
+    folder.join(time.strftime(NAME).to_string())
+}
+
+fn create_in(folder: &Path, first: &Path, spare: &mut Option<Spare>) -> Result<(File, LogFile), LogError> {
+    let mut path = first.to_owned();
     let mut later = 0;
     loop {
-        let path = folder.join((now + Duration::from_micros(later.into())).strftime(NAME).to_string());
-        // Rust opens with O_CLOEXEC.
-        match OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path) {
-            Ok(file) => return Ok((file, path)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && later < NAME_TRIES => later += 1,
+        match create_new_from(spare, &path) {
+            Ok(file) => return Ok((file, LogFile { path, aside: None })),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && later < NAME_TRIES => {
+                later += 1;
+                path = path_at(folder, jiff::Timestamp::now() + Duration::from_micros(later.into()));
+            }
             Err(source) => return Err(LogError::Open { path, source }),
         }
     }
@@ -204,18 +277,62 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    /// As a start makes it, from first to last.
+    fn open(folder: &Path) -> (File, PathBuf) {
+        let (file, mut log) = create(new_path(folder), folder.with_extension("aside"), None).unwrap();
+        log.settle().unwrap();
+        (file, log.path)
+    }
+
+    #[test]
+    fn a_log_whose_folder_is_yet_to_be_made_lies_aside_until_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (logs, aside) = (folder.path().join("a/b/logs"), folder.path().join("x.1.log"));
+        let (mut file, mut log) = create(new_path(&logs), aside.clone(), None).unwrap();
+        assert!(aside.exists() && !folder.path().join("a").exists());
+        writeln!(file, "one").unwrap();
+        log.settle().unwrap();
+        writeln!(file, "two").unwrap();
+        assert!(!aside.exists());
+        assert_eq!(fs::read_to_string(&log.path).unwrap(), "one\ntwo\n");
+        assert_eq!(fs::metadata(&logs).unwrap().mode() & 0o777, 0o700);
+        // One whose folder is there never lies there, and one that cannot lie there has its folder made first.
+        let (_, log) = create(new_path(&logs), aside.clone(), None).unwrap();
+        assert!(log.path.exists() && !aside.exists());
+        let nowhere = log.path.join("x.1.log");
+        let (_, log) = create(new_path(&folder.path().join("c/logs")), nowhere, None).unwrap();
+        assert!(log.path.exists());
+        // What is left aside is put in its place by whoever comes next; what came to nothing is removed.
+        let (_, log) = create(new_path(&folder.path().join("d/logs")), aside.clone(), None).unwrap();
+        settle_for_another(&aside, &log.path).unwrap();
+        assert!(log.path.exists() && !aside.exists());
+        let (_, log) = create(new_path(&folder.path().join("e/logs")), aside.clone(), None).unwrap();
+        log.remove();
+        assert!(!aside.exists());
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_settled_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let aside = folder.path().join("x.1.log");
+        let (_, mut log) = create(new_path(&folder.path().join("a/logs")), aside.clone(), None).unwrap();
+        fs::write(folder.path().join("a"), "").unwrap();
+        assert!(matches!(log.settle(), Err(LogError::Folder { .. })) && aside.exists());
+        assert!(matches!(create(new_path(&folder.path().join("a/logs")), aside, None), Err(LogError::Folder { .. })));
+    }
+
     #[test]
     fn a_log_file_is_private_appends_and_bears_its_time() {
         let folder = tempfile::tempdir().unwrap();
         let logs = folder.path().join("a/b");
-        let mut log = open(&logs).unwrap();
+        let (mut file, path) = open(&logs);
         assert_eq!(fs::metadata(&logs).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(fs::metadata(&log.path).unwrap().mode() & 0o777, 0o600);
-        assert!(is_ours(log.path.file_name().unwrap().to_str().unwrap()), "{}", log.path.display());
-        writeln!(log.file, "one").unwrap();
-        log.file.set_len(0).unwrap();
-        writeln!(log.file, "two").unwrap();
-        assert_eq!(fs::read_to_string(&log.path).unwrap(), "two\n");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(is_ours(path.file_name().unwrap().to_str().unwrap()), "{}", path.display());
+        writeln!(file, "one").unwrap();
+        file.set_len(0).unwrap();
+        writeln!(file, "two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
     }
 
     #[test]
@@ -223,7 +340,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("notes.log"), "").unwrap();
         let opened = |keep| {
-            let path = open(folder.path()).unwrap().path;
+            let (_, path) = open(folder.path());
             prune(folder.path(), keep, &path);
             path
         };
@@ -256,24 +373,24 @@ mod tests {
     #[test]
     fn the_head_is_given_back_and_the_tail_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let mut log = open(folder.path()).unwrap();
+        let (mut file, path) = open(folder.path());
         for line in 0..20_000 {
-            writeln!(log.file, "this is line {line:08}").unwrap();
+            writeln!(file, "this is line {line:08}").unwrap();
         }
-        log.file.sync_all().unwrap();
-        let length = log.file.metadata().unwrap().len();
-        match trim(&log.path, 64 * 1024).unwrap() {
+        file.sync_all().unwrap();
+        let length = file.metadata().unwrap().len();
+        match trim(&path, 64 * 1024).unwrap() {
             Trimmed::Unsupported => return,
             trimmed => assert!(matches!(trimmed, Trimmed::Freed { bytes } if bytes > 300_000), "{trimmed:?}"),
         }
-        let after = log.file.metadata().unwrap();
+        let after = file.metadata().unwrap();
         assert_eq!(after.len(), length);
         assert!(after.blocks() * STAT_BLOCK_BYTES <= 64 * 1024 + 2 * BLOCK_BYTES, "{}", after.blocks());
-        writeln!(log.file, "the last").unwrap();
-        assert_eq!(tail(&log.path, 2, 1 << 20).unwrap(), "this is line 00019999\nthe last");
-        let all = tail(&log.path, usize::MAX, 1 << 20).unwrap();
+        writeln!(file, "the last").unwrap();
+        assert_eq!(tail(&path, 2, 1 << 20).unwrap(), "this is line 00019999\nthe last");
+        let all = tail(&path, usize::MAX, 1 << 20).unwrap();
         assert!(all.starts_with("this is line 0001"), "the hole and the cut line are skipped: {}", &all[..40]);
         assert!(all.len() >= 60 * 1024);
-        assert_eq!(trim(&log.path, 1 << 20).unwrap(), Trimmed::Fits);
+        assert_eq!(trim(&path, 1 << 20).unwrap(), Trimmed::Fits);
     }
 }

@@ -16,6 +16,7 @@ pub(crate) mod log_place;
 pub(crate) mod orphans;
 pub(crate) mod pool;
 pub(crate) mod printable;
+pub(crate) mod spare;
 pub(crate) mod spawn;
 pub(crate) mod start;
 pub(crate) mod start_record;

@@ -8,7 +8,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -17,19 +17,19 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 
 use super::identity::Identity;
+use super::spare::{Spare, create_new_from};
 
 /// How long a child may take from its fork to its exec, and how often it is looked. Only one whose program is on a file
 /// system that hangs takes longer than an instant.
 const EXEC_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// The record of a start that is under way.
+/// How the names of logs end that lie beside the records.
+const ASIDE: &str = ".log";
+
+/// The record of a start that is under way: its file, locked. Every process that has it keeps the lock.
 #[derive(Debug)]
-pub(crate) struct StartRecord {
-    path: PathBuf,
-    /// Locked. Every process that has it keeps the lock.
-    file: Arc<OwnedFd>,
-}
+pub(crate) struct StartRecord(Arc<OwnedFd>);
 
 /// What a record says.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,28 +52,35 @@ pub(crate) enum Child {
 
 impl StartRecord {
     /// Makes the record, with the intent as its first line.
-    pub(crate) fn make(path: PathBuf, intent: &str) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
+    pub(crate) fn make(path: &Path, intent: &str, mut spare: Option<Spare>) -> io::Result<Self> {
+        let mut made = create_new_from(&mut spare, path);
+        if let (Err(error), Some(folder)) = (&made, path.parent())
+            && error.kind() == io::ErrorKind::NotFound
+        {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+            made = create_new_from(&mut spare, path);
         }
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let (mut file, is_new) = match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                (OpenOptions::new().append(true).open(path)?, false)
+            }
+            made => (made?, true),
+        };
         // It ends with the last descriptor, the child's included; nobody unlocks it before.
         file.try_lock().map_err(io::Error::from)?;
-        file.set_len(0)?;
+        if !is_new {
+            file.set_len(0)?;
+        }
         if let Err(error) = file.write_all(format!("{intent}\n").as_bytes()) {
-            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(path);
             return Err(error);
         }
-        Ok(Self { path, file: Arc::new(file.into()) })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+        Ok(Self(Arc::new(file.into())))
     }
 
     /// What the child writes to.
     pub(crate) fn descriptor(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.file)
+        Arc::clone(&self.0)
     }
 }
 
@@ -111,7 +118,19 @@ fn parse(said: &str) -> Option<Identity> {
     Some(Identity { pid: Pid::from_raw(pid.parse().ok()?), start_time: start_time.parse().ok()? })
 }
 
-/// The records of a folder; none if there is no folder.
+/// Where the log of a recorded start lies until it is in its place. Names of records end with a number.
+pub(crate) fn aside(record: &Path) -> PathBuf {
+    let mut path = record.as_os_str().to_owned();
+    path.push(ASIDE);
+    path.into()
+}
+
+/// The name of the start whose log a file of the folder is; none of a record.
+pub(crate) fn start_of(aside: &Path) -> Option<&str> {
+    aside.file_name()?.to_str()?.strip_suffix(ASIDE)
+}
+
+/// What a folder of records holds, logs that lie there included; nothing if there is no folder.
 pub(crate) fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(folder) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
@@ -128,7 +147,7 @@ mod tests {
     fn who_reads_waits_for_the_child_that_has_the_lock() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("records/x.1");
-        let record = StartRecord::make(path.clone(), "{}").unwrap();
+        let record = StartRecord::make(&path, "{}", None).unwrap();
         let child = record.descriptor();
         drop(record);
         let reader = thread::spawn(move || read(&path).unwrap());
@@ -142,9 +161,8 @@ mod tests {
     #[test]
     fn a_record_without_a_child_says_that_there_was_none() {
         let folder = tempfile::tempdir().unwrap();
-        let record = StartRecord::make(folder.path().join("x.1"), "{}").unwrap();
-        let path = record.path().to_owned();
-        drop(record);
+        let path = folder.path().join("x.1");
+        drop(StartRecord::make(&path, "{}", None).unwrap());
         assert_eq!(read(&path).unwrap(), Recorded { intent: "{}".to_owned(), child: Child::Never });
         assert_eq!(list(folder.path()).unwrap(), [path]);
         assert_eq!(list(Path::new("/no/such/folder")).unwrap(), [] as [PathBuf; 0]);

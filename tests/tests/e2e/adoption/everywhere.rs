@@ -29,7 +29,7 @@ trials![
 ];
 
 /// Each step of a start, from the first that is written of it to its readiness.
-pub(super) const OF_A_START: [&str; 10] = [
+pub(super) const OF_A_START: [&str; 11] = [
     "before-starting",
     "after-starting",
     "before-intent",
@@ -37,6 +37,7 @@ pub(super) const OF_A_START: [&str; 10] = [
     "child-before-record",
     "child-after-record",
     "after-fork",
+    "after-log",
     "after-pid",
     "before-ready",
     "after-ready",

@@ -15,6 +15,7 @@ trials![
     a_daemon_that_forks_away_once_it_is_adopted_is_followed,
     a_daemon_that_got_ready_while_no_broker_ran_is_ready,
     a_daemon_that_ended_while_no_broker_ran_is_retried_for_whoever_asks,
+    a_log_is_in_its_place_wherever_its_broker_died,
 ];
 
 /// A service whose daemon waits for a gate.
@@ -212,5 +213,37 @@ fn a_daemon_that_ended_while_no_broker_ran_is_retried_for_whoever_asks() {
         assert_eq!(backend["generation"], 2);
         let backend = broker.backend("path");
         assert_eq!((&backend["attempt"], &backend["crashes_in_window"]), (&1.into(), &1.into()), "{backend}");
+    }
+}
+
+fn a_log_is_in_its_place_wherever_its_broker_died() {
+    for failpoint in ["child-after-record", "after-fork", "after-log"] {
+        let mut broker = Setup::new().service(&Service::fake("x", &["--stderr", "first words"])).unstarted();
+        broker.start_armed(failpoint);
+        broker.wait_until_it_answers();
+        let mut session = broker.session();
+        session.hello("x");
+        broker.dies();
+        let files = |broker: &Broker, folder: &str| -> Vec<String> {
+            let files = std::fs::read_dir(broker.path(folder)).into_iter().flatten().flatten();
+            files.map(|file| file.file_name().to_string_lossy().into_owned()).collect()
+        };
+        let (records, logs) = ("state/starts", "state/backends/default/x/1.0.0/logs");
+        // A key that is new has no folder for it until its daemon runs.
+        let is_aside = failpoint != "after-log";
+        assert_eq!(
+            (files(&broker, records).len(), files(&broker, logs).len()),
+            if is_aside { (2, 0) } else { (1, 1) },
+            "{failpoint}"
+        );
+        broker.start_again();
+        let _ = settled(&broker, "x");
+        assert_eq!(broker.starts("x").len(), 1);
+        assert_eq!(
+            (files(&broker, records), files(&broker, logs).len()),
+            (vec!["x@1.0.0~default.1".to_owned()], 1),
+            "{failpoint}"
+        );
+        wait_until("its words are read", || broker.ctl(&["logs", "x"]).done().stdout.contains("first words"));
     }
 }

@@ -9,7 +9,8 @@ use crate::core::registry::BackendKey;
 use crate::daemon::ledger::{Remembered, Start};
 use crate::daemon::places::Places;
 use crate::journal::{Phase, Row};
-use crate::process::start_record;
+use crate::process::log_place::LogPlace;
+use crate::process::{log_file, start_record};
 
 /// A backend as it was left.
 #[derive(Debug)]
@@ -42,9 +43,11 @@ pub(super) fn gather(rows: Vec<Row>, places: &Places) -> Vec<Left> {
 /// The newest start that a record tells of, for each backend of which the journal does not know as much.
 fn newest_records(rows: &[Row], places: &Places) -> HashMap<BackendKey, Start> {
     // A row that tells of no start that is understood, while something may run, knows less of that generation than a
-    // record does.
+    // record does; and so does one that tells of an intent and of no process.
     let is_told = |row: &&Row| {
-        matches!(understood(row), Some(Ok(_))) || matches!(row.phase, Phase::Inactive | Phase::Quarantined)
+        let is_whole = |start: Start| start.process.is_some() || start.record.is_none();
+        understood(row).is_some_and(|start| start.is_ok_and(is_whole))
+            || matches!(row.phase, Phase::Inactive | Phase::Quarantined)
     };
     let known: HashMap<&BackendKey, u64> = rows
         .iter()
@@ -57,7 +60,7 @@ fn newest_records(rows: &[Row], places: &Places) -> HashMap<BackendKey, Start> {
         Vec::new()
     });
     let mut newest: HashMap<BackendKey, Start> = HashMap::new();
-    for path in files.into_iter().filter(|path| !expected.contains(path)) {
+    for path in files.into_iter().filter(|path| !expected.contains(path) && start_record::start_of(path).is_none()) {
         let Some(start) = read(&path) else { continue };
         let is_older = known.get(&start.key).is_some_and(|generation| start.generation <= *generation)
             || newest.get(&start.key).is_some_and(|other| start.generation <= other.generation);
@@ -68,6 +71,18 @@ fn newest_records(rows: &[Row], places: &Places) -> HashMap<BackendKey, Start> {
         }
     }
     newest
+}
+
+/// Puts the log of a start in its place whose broker did not live to do so, nor to write down what the start became.
+pub(super) fn settle_log(start: &Start) {
+    let (None, Some(record)) = (&start.process, &start.record) else { return };
+    let Some(log) = start.log.as_ref().and_then(LogPlace::file) else { return };
+    let aside = start_record::aside(record);
+    match log_file::settle_for_another(&aside, log) {
+        Ok(()) => tracing::debug!(backend = %start.key, log = %log.display(), "put a log in its place"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(backend = %start.key, %error, log = %aside.display(), "a log is not in its place"),
+    }
 }
 
 fn read(path: &Path) -> Option<Start> {

@@ -64,6 +64,7 @@ impl Driver {
             if number == half {
                 failpoint::reached("sweep-midway");
             }
+            left.start.iter().for_each(left::settle_log);
             let verdict = judge.judge(&left);
             self.settle(left, verdict, &mut inherited, &mut spared, &mut tally);
         }

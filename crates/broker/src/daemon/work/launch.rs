@@ -1,6 +1,6 @@
 //! Launching one generation, from its intent to the process that runs, with each step on record before the next.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +8,8 @@ use broker_proto::{Code, Endpoint, Refusal};
 
 use super::commands::{Commands, Surroundings};
 use super::failed::{failed, refusal_of_spawn};
+use super::output::Planned;
+use super::spares::Spares;
 use crate::core::backend::RETRY_HINT;
 use crate::core::limits::Unenforced;
 use crate::core::millis_up;
@@ -19,14 +21,14 @@ use crate::daemon::ledger::Start;
 use crate::daemon::mains::Mains;
 use crate::daemon::places::{make_private, name_of, start_name};
 use crate::failpoint;
-use crate::journal::Journal;
-use crate::journald::stream;
+use crate::journal::{Begun, Journal};
 use crate::net::endpoint::{bind_tcp, bind_unix, free_tcp_port, prepare_tcp, prepare_unix};
 use crate::net::notify_socket::NotifySocket;
 use crate::process::cgroup::Leaf;
 use crate::process::group::{Doomed, END_PATIENCE, Tree, end};
 use crate::process::log_file;
 use crate::process::log_place::LogPlace;
+use crate::process::spare::Spare;
 use crate::process::spawn::{Listen, Spawned, spawn};
 use crate::process::start::StartFacts;
 use crate::process::start_record::StartRecord;
@@ -50,12 +52,41 @@ pub(in crate::daemon) struct Order {
     pub(in crate::daemon) journal: Journal,
     pub(in crate::daemon) cgroups: Cgroups,
     pub(in crate::daemon) fd_store: FdStore,
+    pub(in crate::daemon) spares: Spares,
     /// What its listening socket is called there.
     pub(in crate::daemon) listener_name: String,
 }
 
+/// What is left to be done when a start was told.
+pub(in crate::daemon) struct Rest {
+    logs: PathBuf,
+    keep: usize,
+    /// None of one that writes to the journal.
+    newest: Option<PathBuf>,
+    spares: Spares,
+}
+
+impl Rest {
+    /// Removes what is too old by now, and makes what the next start will need.
+    pub(in crate::daemon) fn carry_out(self) {
+        if let Some(newest) = self.newest {
+            log_file::prune(&self.logs, self.keep, &newest);
+        }
+        self.spares.make();
+    }
+}
+
+/// What was started, and the rest.
+pub(in crate::daemon) type Started = (Box<Launched>, Rest);
+
 /// Starts the daemon. Returns once its program is executed.
-pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Launched>, Box<Refusal>> {
+pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Started, Box<Refusal>> {
+    let mut start = order.start.clone();
+    start.log = Some(LogPlace::File(log_file::new_path(&order.logs)));
+    start.record = Some(order.record.clone());
+    failpoint::reached("before-intent");
+    // The journal's thread writes it while all that follows is made; what it does not know the start's record tells.
+    let intent = order.journal.begin(start.as_change());
     if order.cgroups.are_closing() {
         return Err(refusal_of(&Closing));
     }
@@ -65,7 +96,7 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
             .map_err(|error| failed(format!("cannot make the folder `{}`", order.data.display()), &error))?;
     }
     let (endpoint, listener) = prepare_endpoint(order)?;
-    let launched = launch_at(order, mains, endpoint, listener.clone());
+    let launched = launch_at(order, mains, (start, intent), endpoint, listener.clone());
     // What was bound for a start that came to nothing would keep clients waiting for nobody.
     if launched.is_err() && order.listener.is_none() {
         listener.iter().for_each(Held::remove);
@@ -76,9 +107,10 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Box<Laun
 fn launch_at(
     order: &Order,
     mains: &Mains,
+    (mut start, mut intent): (Start, Begun),
     endpoint: Endpoint,
     listener: Option<Held>,
-) -> Result<Box<Launched>, Box<Refusal>> {
+) -> Result<Started, Box<Refusal>> {
     let definition = &order.definition;
     let says_ready = matches!(definition.readiness.probe, Probe::Notify | Probe::Socket { notify: true });
     let notify = says_ready.then(|| listen_to(&order.notify, &order.fd_store)).transpose()?;
@@ -96,29 +128,31 @@ fn launch_at(
     let made = order.cgroups.make(&name, &definition.limits);
     let Made { cgroup, unenforced } = made.map_err(|closing| refusal_of(&closing))?;
     let (cgroup, opened) = cgroup.unzip();
-    let (output, log) = open_log(order, cgroup.as_ref()).inspect_err(|_| cgroup.iter().for_each(Leaf::remove))?;
-    let (mut daemon, probe) = commands.with_output(&surroundings, &output);
+    let file = start.log.take().as_ref().and_then(LogPlace::file).map(Path::to_owned).unwrap_or_default();
+    let planned = Planned::of(order, cgroup.as_ref(), file);
+    start.endpoint = Some(endpoint.clone());
+    start.notify = notify.as_ref().map(|ear| ear.socket.path().to_owned());
+    (start.cgroup, start.unenforced) = (cgroup, unenforced);
+    let spares = order.spares.take();
+    let mut output = planned.open(order, spares.log).inspect_err(|_| start.cgroup.iter().for_each(Leaf::remove))?;
+    start.log = Some(output.place.clone());
+    let record = record(order, &mut start, spares.record);
+    if record.is_none() {
+        intent = order.journal.begin(start.as_change());
+    }
+    let (mut daemon, probe) = commands.with_output(&surroundings, &output.descriptor);
     daemon.listen.extend(
         listener.iter().map(|held| Listen { socket: Arc::clone(&held.socket), name: definition.service.to_string() }),
     );
-
-    let mut start = order.start.clone();
-    start.endpoint = Some(endpoint.clone());
-    start.log = Some(log.clone());
-    start.notify = notify.as_ref().map(|ear| ear.socket.path().to_owned());
-    (start.cgroup, start.unenforced) = (cgroup, unenforced);
-    let record = record(order, &mut start);
-    failpoint::reached("before-intent");
-    order.journal.settled(order.journal.begin(start.as_change()));
+    order.journal.settled(intent);
     failpoint::reached("after-intent");
     // What cannot be recorded goes with the broker, so that nothing unknown is left of it.
     daemon.die_with_parent = record.is_none();
     daemon.record = record.as_ref().map(StartRecord::descriptor);
     daemon.cgroup = opened;
     let spawned = spawn(&daemon).map_err(|error| {
-        start.cgroup.iter().for_each(Leaf::remove);
-        let made = [log.file(), record.as_ref().map(StartRecord::path)];
-        made.into_iter().flatten().for_each(|path| drop(std::fs::remove_file(path)));
+        discard(&start);
+        output.remove();
         refusal_of_spawn(&error)
     })?;
     failpoint::reached("after-fork");
@@ -126,11 +160,18 @@ fn launch_at(
     let pid = spawned.pid;
     mains.insert(pid);
     note_what_failed(order, &spawned, &mut start);
-    let mut facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
+    let given_up = |start: &Start, refusal| {
         abandon(&spawned, mains);
-        start.cgroup.iter().for_each(Leaf::remove);
-        start.record.iter().for_each(|record| drop(std::fs::remove_file(record)));
-        failed(format!("cannot look at the process {pid} that was just started"), &error)
+        discard(start);
+        refusal
+    };
+    if let Err(refusal) = output.settle() {
+        output.remove();
+        return Err(given_up(&start, refusal));
+    }
+    failpoint::reached("after-log");
+    let mut facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
+        given_up(&start, failed(format!("cannot look at the process {pid} that was just started"), &error))
     })?;
     facts.cgroup = start.cgroup.clone();
     if spawned.dies_with_parent && start.record.take().is_some() {
@@ -140,14 +181,26 @@ fn launch_at(
     start.runs_as(&facts, pid);
     order.journal.tell(start.as_change());
     failpoint::reached_after("after-pid", || order.journal.flush());
-    if let Some(newest) = log.file() {
-        let keep = usize::try_from(definition.log.files().keep).unwrap_or(usize::MAX);
-        log_file::prune(&order.logs, keep, newest);
-    }
-    let stream = log.file().is_none().then_some(output);
+    let rest = Rest {
+        logs: order.logs.clone(),
+        keep: usize::try_from(definition.log.files().keep).unwrap_or(usize::MAX),
+        newest: output.place.file().map(Path::to_owned),
+        spares: order.spares.clone(),
+    };
     let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
     let dies_with_broker = spawned.dies_with_parent;
-    Ok(Box::new(Launched { start, endpoint, main, facts, listener, notify, probe, stream, dies_with_broker }))
+    let launched = Launched {
+        stream: output.into_stream(),
+        start,
+        endpoint,
+        main,
+        facts,
+        listener,
+        notify,
+        probe,
+        dies_with_broker,
+    };
+    Ok((Box::new(launched), rest))
 }
 
 fn refusal_of(Closing: &Closing) -> Box<Refusal> {
@@ -155,21 +208,10 @@ fn refusal_of(Closing: &Closing) -> Box<Refusal> {
     Box::new(refusal.retry_after_ms(millis_up(RETRY_HINT)))
 }
 
-/// Opens what the daemon writes to: the journal where it is to and can, else a file.
-fn open_log(order: &Order, cgroup: Option<&Leaf>) -> Result<(Arc<OwnedFd>, LogPlace), Box<Refusal>> {
-    if order.definition.log == services::Log::Journal {
-        let unit = cgroup.and_then(Leaf::unit).unwrap_or_default();
-        let (identifier, backend) = (order.key.service.as_str(), order.key.to_string());
-        match stream::begin(stream::PLACE.as_ref(), identifier, unit, &backend, order.start.generation) {
-            Ok((socket, stream)) => return Ok((Arc::new(socket), LogPlace::Journal(stream))),
-            Err(error) => tracing::warn!(
-                backend = %order.key, generation = order.start.generation, %error,
-                "the journal takes no stream, so the daemon writes to a file"
-            ),
-        }
-    }
-    let log = log_file::open(&order.logs).map_err(|error| failed(error.to_string(), &error))?;
-    Ok((Arc::new(log.file.into()), LogPlace::File(log.path)))
+/// Removes what was made for a start that came to nothing, its log apart.
+fn discard(start: &Start) {
+    start.cgroup.iter().for_each(Leaf::remove);
+    start.record.iter().for_each(|record| drop(std::fs::remove_file(record)));
 }
 
 /// Takes note of what it could not be given: its cgroup, and with that what is limited there; or as many descriptors.
@@ -190,9 +232,8 @@ fn note_what_failed(order: &Order, spawned: &Spawned, start: &mut Start) {
 }
 
 /// Makes the start's record. A broker that cannot keep it goes on without.
-fn record(order: &Order, start: &mut Start) -> Option<StartRecord> {
-    start.record = Some(order.record.clone());
-    match StartRecord::make(order.record.clone(), &start.as_text()) {
+fn record(order: &Order, start: &mut Start, spare: Option<Spare>) -> Option<StartRecord> {
+    match StartRecord::make(&order.record, &start.as_text(), spare) {
         Ok(record) => Some(record),
         Err(error) => {
             start.record = None;

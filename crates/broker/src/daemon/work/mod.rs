@@ -5,6 +5,8 @@
 mod commands;
 mod failed;
 mod launch;
+mod output;
+mod spares;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -14,7 +16,8 @@ use broker_proto::{Refusal, RequestId};
 use nix::unistd::Pid;
 
 pub(super) use self::commands::{Commands, Surroundings, environment, find_program};
-pub(super) use self::launch::{Order, launch, listen_to};
+pub(super) use self::launch::{Order, Rest, launch, listen_to};
+pub(super) use self::spares::Spares;
 use super::hosted::{Launched, Main};
 use super::mains::Mains;
 use super::processes::News;
