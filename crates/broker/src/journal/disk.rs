@@ -36,6 +36,8 @@ struct OpenFile {
     connection: Connection,
     /// How the files were after the last write of ours.
     seen: Stamp,
+    /// Something was written since it was opened, so its log is begun.
+    is_begun: bool,
 }
 
 /// A file that was opened for the first time.
@@ -133,7 +135,7 @@ impl Disk {
         if seen.main.is_none() {
             return Err(DiskError::Look(io::Error::from(io::ErrorKind::NotFound)));
         }
-        self.open = Some(OpenFile { connection, seen });
+        self.open = Some(OpenFile { connection, seen, is_begun: false });
         self.is_unread = false;
         Ok(())
     }
@@ -176,8 +178,17 @@ impl Disk {
         if id(&now) != id(&open.seen) {
             return Ok(false);
         }
-        open.seen = now;
+        (open.seen, open.is_begun) = (now, true);
         Ok(true)
+    }
+
+    /// Writes and syncs the head of the log if that is still to be done, so that no start has to wait for it; a disk that
+    /// takes nothing is noticed, too.
+    pub(super) fn begin_log(&mut self) -> Result<bool, DiskError> {
+        match &self.open {
+            Some(open) if !open.is_begun => self.write([]),
+            _ => Ok(true),
+        }
     }
 
     /// Opens the file afresh and makes it hold everything. Returns what else it held that nobody had read yet, and

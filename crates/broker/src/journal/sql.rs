@@ -64,7 +64,7 @@ pub(super) struct RawRow {
 
 /// Fails, as damage does, if the file is broken inside or is somebody else's database.
 pub(super) fn check(connection: &Connection) -> rusqlite::Result<()> {
-    let said: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    let said: String = connection.query_row("PRAGMA main.quick_check(1)", [], |row| row.get(0))?;
     if said != "ok" {
         return Err(damage(said));
     }
@@ -98,7 +98,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Content> {
     Ok(content)
 }
 
-/// Writes rows, and deletes those of keys that have none.
+/// Writes rows, and deletes those of keys that have none; without any, the version of the schema again.
 pub(super) fn write<'r>(
     connection: &mut Connection,
     changes: impl IntoIterator<Item = (&'r BackendKey, Option<&'r Row>)>,
@@ -106,7 +106,9 @@ pub(super) fn write<'r>(
     let now = now();
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let mut upsert = transaction.prepare(UPSERT)?;
+    let mut is_empty = true;
     for (key, row) in changes {
+        is_empty = false;
         match row {
             Some(row) => put(&mut upsert, row, &now)?,
             None => {
@@ -116,6 +118,10 @@ pub(super) fn write<'r>(
         }
     }
     drop(upsert);
+    // A commit of nothing writes nothing.
+    if is_empty {
+        transaction.pragma_update(None, "user_version", SCHEMA.version())?;
+    }
     transaction.commit()
 }
 

@@ -78,7 +78,8 @@ impl Shared {
         let state = State {
             image: Image::new(content),
             dirty: HashMap::new(),
-            told: 0,
+            // The thread begins with the head of the log.
+            told: 1,
             committed: 0,
             attempt: 0,
             failed: 0,
@@ -289,10 +290,11 @@ impl Shared {
     fn attempt(&self, disk: &mut Disk) -> Result<u64, DiskError> {
         if disk.is_as_we_left_it()? {
             let (told, changes) = self.changes();
-            if changes.is_empty() {
-                return Ok(told);
-            }
-            match disk.write(changes.iter().map(|(key, row)| (key, row.as_ref()))) {
+            let written = match changes.is_empty() {
+                true => disk.begin_log(),
+                false => disk.write(changes.iter().map(|(key, row)| (key, row.as_ref()))),
+            };
+            match written {
                 Ok(true) => return Ok(told),
                 // It says what has become of the file.
                 Ok(false) => drop(disk.is_as_we_left_it()?),

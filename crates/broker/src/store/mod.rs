@@ -13,6 +13,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 /// How long a statement waits for another process that writes.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How much of the file is kept in memory, in KiB. Everything is known without it: rows are read once and written often, and
+/// the kernel keeps the pages, too.
+const CACHE_KIB: i64 = 128;
+
 /// What belongs to a database besides its own file, in WAL mode.
 const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 
@@ -24,6 +28,13 @@ pub(crate) struct Schema {
     pub(crate) what: &'static str,
     pub(crate) migrations: &'static [&'static str],
     pub(crate) durability: Durability,
+}
+
+impl Schema {
+    /// The newest version.
+    pub(crate) fn version(&self) -> u32 {
+        u32::try_from(self.migrations.len()).unwrap_or(u32::MAX)
+    }
 }
 
 /// What a commit outlives.
@@ -73,7 +84,7 @@ pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Connection, StoreErro
             false => StoreError::Unusable { what, path, source },
         }
     };
-    let known = u32::try_from(schema.migrations.len()).unwrap_or(u32::MAX);
+    let known = schema.version();
     // One connection is used by one thread at a time, which the types see to.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
@@ -88,7 +99,11 @@ pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Connection, StoreErro
         Durability::Power => "FULL",
     };
     connection.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
-    migrate(&mut connection, schema, known).map_err(failed)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB).map_err(failed)?;
+    // A file that needs nothing is not written to: to begin its log anew would take a sync.
+    if found < known {
+        migrate(&mut connection, schema, known).map_err(failed)?;
+    }
     Ok(connection)
 }
 
@@ -161,6 +176,18 @@ mod tests {
         let error = open(&path, &older).unwrap_err();
         assert!(matches!(error, StoreError::Newer { found: 2, known: 1, .. }), "{error}");
         assert!(error.to_string().contains("a newer broker wrote it"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_needs_nothing_is_opened_without_a_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.db");
+        drop(open(&path, &SCHEMA).unwrap());
+        let before = fs::read(&path).unwrap();
+        let connection = open(&path, &SCHEMA).unwrap();
+        assert_eq!(fs::metadata(folder.path().join("x.db-wal")).unwrap().len(), 0, "its log is not begun");
+        drop(connection);
+        assert_eq!(fs::read(&path).unwrap(), before);
     }
 
     #[test]

@@ -291,7 +291,7 @@ fn full_disk(folder: &Path) {
     drop(journal);
     fill();
     let opened = open(&path);
-    assert!(opened.journal.health().trouble.is_some());
+    wait_for("what is wrong is noticed", || opened.journal.health().trouble.is_some());
     assert!(opened.rows.iter().filter(|row| row.process.is_some()).count() >= 20, "{}", opened.rows.len());
     let journal = opened.journal;
     journal.tell(forgotten("a"));
