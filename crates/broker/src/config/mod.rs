@@ -56,8 +56,8 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// The group whose members may connect, by number.
     pub(crate) socket_group: Option<u32>,
-    /// The group whose members may control the broker, besides root and the user that it runs as.
-    pub(crate) admin_group: Option<AdminGroup>,
+    /// Who may control the broker, besides root and the user that it runs as.
+    pub(crate) admins: Admins,
     /// UTF-8.
     pub(crate) state_dir: PathBuf,
     /// Directories of service files. May be empty, if the user has no home.
@@ -85,6 +85,16 @@ impl Cgroups {
     const WORDS: [(&str, Self); 2] = [("auto", Self::Auto), ("off", Self::Off)];
 }
 
+/// Whose orders are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Admins {
+    Nobody,
+    Group(AdminGroup),
+    /// Members of [`AdminGroup::of_the_system`]. It is looked for when it first matters: the lookup takes more time and memory
+    /// than all else that a start reads.
+    OfTheSystem,
+}
+
 /// A group whose members may control the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AdminGroup {
@@ -100,11 +110,9 @@ impl AdminGroup {
         Self { gid, name: name.unwrap_or_else(|| gid.to_string()) }
     }
 
-    /// The one that controls a broker of the system unless the file says otherwise, if it exists.
-    fn of_the_system(uid: u32) -> Option<Self> {
-        if uid != 0 {
-            return None;
-        }
+    /// The one that controls a broker of the system unless the file says otherwise, if it exists. Whom the system asks may
+    /// be far away.
+    pub(crate) fn of_the_system() -> Option<Self> {
         let group = Group::from_name(ADMIN_GROUP).ok().flatten()?;
         Some(Self { gid: group.gid.as_raw(), name: group.name })
     }
@@ -236,7 +244,11 @@ impl Config {
             file,
             socket: utf8("--socket", socket)?,
             socket_group: settings.socket_group,
-            admin_group: settings.admin_group.or_else(|| AdminGroup::of_the_system(surroundings.uid)),
+            admins: match settings.admin_group {
+                Some(group) => Admins::Group(group),
+                None if surroundings.uid == 0 => Admins::OfTheSystem,
+                None => Admins::Nobody,
+            },
             state_dir: utf8("--state-dir", state_dir)?,
             services,
             idle_exit: options.idle_exit.unwrap_or(settings.idle_exit).0,

@@ -11,6 +11,7 @@ use super::requests::choose_daemon;
 use super::session::{Session, SessionId};
 use super::work::Report;
 use super::{report, telling};
+use crate::config::{AdminGroup, Admins};
 use crate::core::admission::{is_owner, may_control};
 use crate::core::backend::{Event, Ticket};
 use crate::core::registry::{BackendId, BackendKey};
@@ -77,7 +78,14 @@ impl Driver {
         request_id: RequestId,
         request: AdminRequest,
     ) -> Result<(), Box<Refusal>> {
-        self.check_control(session, &request)?;
+        let admins = match &self.config.admins {
+            Admins::OfTheSystem if !is_owner(&session.peer, self.uid) => {
+                return self.look_for_admins(session.id, request_id, request);
+            }
+            Admins::Group(group) => Some(group),
+            Admins::Nobody | Admins::OfTheSystem => None,
+        };
+        self.check_control(session, &request, admins)?;
         let document = match request {
             AdminRequest::Status => report::status(self),
             AdminRequest::Services => report::services(&self.catalog),
@@ -122,9 +130,13 @@ impl Driver {
 
     /// Whether a peer may give such an order. A command that the broker runs is run as the broker's user, so to have one
     /// run is for those alone who are that user already.
-    fn check_control(&self, session: &Session, request: &AdminRequest) -> Result<(), Box<Refusal>> {
+    fn check_control(
+        &self,
+        session: &Session,
+        request: &AdminRequest,
+        admins: Option<&AdminGroup>,
+    ) -> Result<(), Box<Refusal>> {
         let (uid, own) = (session.peer.uid, self.uid);
-        let admins = self.config.admin_group.as_ref();
         let owners = if own == 0 { "root".to_owned() } else { format!("root and user {own}, whom it runs as,") };
         let reason = if !may_control(&session.peer, own, admins.map(|group| group.gid)) {
             match admins {

@@ -4,6 +4,7 @@
 //! decides about backends is decided in `core`; how it is done is in the files beside this one.
 
 mod admin;
+mod admins;
 mod args;
 mod cgroups;
 mod clock;
@@ -344,6 +345,7 @@ fn take_report(driver: &Shared, report: Report) {
                 session.refuse(request_id, refusal);
             }
         }
+        Report::Admins(group) => driver.admins_found(group),
         Report::Process(news) => driver.process_news(news),
         Report::Settled => driver.settled(),
         Report::LogsGrow => driver.logs_grow(),

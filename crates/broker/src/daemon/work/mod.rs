@@ -22,6 +22,7 @@ use super::hosted::{Launched, Main};
 use super::mains::Mains;
 use super::processes::News;
 use super::session::SessionId;
+use crate::config::AdminGroup;
 use crate::core::backend::Trace;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::failpoint;
@@ -83,6 +84,8 @@ pub(super) enum Report {
         request_id: RequestId,
         refusal: Refusal,
     },
+    /// The group that controls a broker of the system, if there is one.
+    Admins(Option<AdminGroup>),
     /// What the keeper of durable processes tells.
     Process(News),
     /// What a broker that leaves owes to the disk is written, or cannot be.
