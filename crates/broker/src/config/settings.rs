@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::de::DeValue;
-use tracing_subscriber::EnvFilter;
 
 use super::{AdminGroup, Cgroups, IdleExit, Limits, Log, LogFormat};
 use crate::services::Problem;
@@ -190,7 +189,7 @@ fn level(value: &DeValue<'_>) -> Result<String, String> {
         let word = DeValue::String(word.trim().to_lowercase().into());
         values::one_of(&LEVELS)(&word).map_err(|error| format!("{error} (a module is written module=level)"))?;
     }
-    match EnvFilter::builder().parse(&filter) {
+    match Log::filter(&filter) {
         Ok(_) => Ok(filter),
         Err(error) => Err(format!("{} is no filter: {error}", quoted(&filter))),
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
 use self::fields::{IDENTIFIER, Journal};
@@ -38,18 +38,13 @@ pub(super) enum LogError {
     },
     #[error("there is no journal: nobody takes entries at `{SOCKET}`; log as text or json")]
     NoJournal(#[source] io::Error),
-    #[error("log level `{level}` is no filter")]
-    Level {
-        level: String,
-        #[source]
-        source: tracing_subscriber::filter::ParseError,
-    },
+    #[error("log level `{level}` is no filter: {why}")]
+    Level { level: String, why: String },
 }
 
 /// Starts the log. What is still to be written is written when the guard goes.
 pub(super) fn start(log: &Log) -> Result<WorkerGuard, LogError> {
-    let filter =
-        EnvFilter::try_new(&log.level).map_err(|source| LogError::Level { level: log.level.clone(), source })?;
+    let filter = Log::filter(&log.level).map_err(|why| LogError::Level { level: log.level.clone(), why })?;
     let to_stderr = log.directory.is_none();
     // Who was given a stream of the journal is read there; fields say more than a line of text.
     if log.format == Some(LogFormat::Journal) || log.format.is_none() && to_stderr && stderr_is_journal() {
@@ -79,11 +74,12 @@ pub(super) fn start(log: &Log) -> Result<WorkerGuard, LogError> {
             queue(file)
         }
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
+    let (log_to, lines) = (tracing_subscriber::registry().with(filter), fmt::layer().with_writer(writer));
+    let lines = lines.with_target(false);
     let _ = match log.format {
-        Some(LogFormat::Json) => builder.json().flatten_event(true).try_init(),
+        Some(LogFormat::Json) => log_to.with(lines.json().flatten_event(true)).try_init(),
         None | Some(LogFormat::Text | LogFormat::Journal) => {
-            builder.with_ansi(to_stderr && io::IsTerminal::is_terminal(&io::stderr())).try_init()
+            log_to.with(lines.with_ansi(to_stderr && io::IsTerminal::is_terminal(&io::stderr()))).try_init()
         }
     };
     Ok(guard)
