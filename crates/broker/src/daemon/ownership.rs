@@ -4,8 +4,8 @@
 //! that nobody listens on it; that of a socket which the service manager listens on is never touched.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -130,9 +130,12 @@ fn lock(path: &Path, what: &Path, option: &'static str) -> Result<Flock<File>, O
     }
     match taken {
         Ok(mut locked) => {
+            // What was longer is cut afterwards: a file that is emptied first costs the disk two changes.
             let write = |file: &mut File| {
-                file.set_len(0)?;
-                writeln!(file, "{}\n{:.0}", std::process::id(), jiff::Timestamp::now())
+                let who = format!("{}\n{:.0}\n", std::process::id(), jiff::Timestamp::now());
+                file.write_all_at(who.as_bytes(), 0)?;
+                let length = u64::try_from(who.len()).unwrap_or(u64::MAX);
+                if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
             };
             // A courtesy to whom finds it taken; a full disk is no reason not to run.
             if let Err(error) = write(&mut locked) {
