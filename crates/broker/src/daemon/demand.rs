@@ -63,7 +63,7 @@ impl Driver {
     /// Whether a connection may start a backend now.
     fn is_demand_wanted(&self, id: BackendId) -> bool {
         let is_served = |hosted: &Hosted| hosted.listener.is_some() && !hosted.removed;
-        if self.leaving.is_some() || !self.hosted.get(&id).is_some_and(is_served) {
+        if self.leaving.is_some() || !self.hosted.get(&id).is_some_and(|hosted| is_served(hosted)) {
             return false;
         }
         let view = self.registry.get(id).map(|(_, backend)| backend.view(now()));

@@ -86,7 +86,7 @@ pub(super) struct Driver {
     pub(super) cgroups: Cgroups,
     pub(super) catalog: Catalog,
     pub(super) registry: Registry,
-    pub(super) hosted: ById<BackendId, Hosted>,
+    pub(super) hosted: ById<BackendId, Box<Hosted>>,
     pub(super) asked: ById<Ticket, Asked>,
     pub(super) batches: ById<u64, Batch>,
     pub(super) orders: Orders,

@@ -201,7 +201,7 @@ impl Driver {
         }
         running.known.push(launcher);
         running.known.extend(found.map(|other| other.pid));
-        if let Some(process) = &mut running.start.process {
+        if let Some(process) = &mut Arc::make_mut(&mut running.start).process {
             process.main = survivor.identity;
             process.group = group;
             process.known = running.known.iter().map(|pid| pid.as_raw()).collect();
@@ -255,7 +255,7 @@ impl Driver {
         };
         let Running { main, facts, tree, stream, start, .. } = *running;
         let (main, facts) = (Some(main), Some(facts));
-        let Start { log, record, cgroup, .. } = start;
+        let Start { log, record, cgroup, .. } = Arc::unwrap_or_clone(start);
         let ending = Ending {
             main,
             facts,

@@ -107,7 +107,7 @@ pub(super) struct Running {
     pub(super) generation: u64,
     pub(super) definition: Arc<Definition>,
     /// What is written down of it.
-    pub(super) start: Start,
+    pub(super) start: Arc<Start>,
     /// Whatever it says of itself is heard, and was.
     pub(super) is_heard: bool,
     /// An earlier broker started it.
@@ -154,11 +154,11 @@ pub(super) struct Main {
 /// What a start made.
 pub(super) struct Launched {
     /// Complete: with the endpoint that it was given and the process that it became.
-    pub(super) start: Start,
+    pub(super) start: Arc<Start>,
     pub(super) dies_with_broker: bool,
     pub(super) main: Main,
     pub(super) endpoint: Endpoint,
-    pub(super) facts: StartFacts,
+    pub(super) facts: Arc<StartFacts>,
     pub(super) stream: Option<Arc<OwnedFd>>,
     pub(super) listener: Option<Held>,
     pub(super) notify: Option<Ear>,

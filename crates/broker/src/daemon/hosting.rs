@@ -42,7 +42,7 @@ impl Driver {
             dies_with_broker,
             endpoint,
             main,
-            facts: Arc::new(facts),
+            facts,
             survivors: Vec::new(),
             search: Search::default(),
             tree: Tree::default(),

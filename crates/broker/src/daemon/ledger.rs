@@ -3,6 +3,7 @@
 //! The machine's memory is written whenever it changes, once whoever waits for that has been answered; a start before its
 //! fork and again with its process. A warm Hello changes nothing of either.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::core::limits::Unenforced;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::core::{Timestamp, millis};
 use crate::failpoint;
-use crate::journal::{self, Change, Journal};
+use crate::journal::{self, Change, Document, Journal};
 use crate::process::boot::boot_id;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::{Identity, pid_number};
@@ -35,14 +36,14 @@ pub(super) struct Remembered {
     /// Of the newest definition: a service file that changed while no broker ran clears the crashes.
     pub(super) definition: u64,
     /// When its times were written.
-    pub(super) boot_id: String,
+    pub(super) boot_id: Arc<str>,
     pub(super) machine: Memory,
 }
 
 /// Where numbers of processes and of clocks are valid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Here {
-    pub(super) boot_id: String,
+    pub(super) boot_id: Arc<str>,
     /// The inode of the pid namespace.
     pub(super) pid_namespace: u64,
 }
@@ -76,7 +77,7 @@ pub(super) struct Process {
     pub(super) main: Identity,
     #[serde(with = "pid_number")]
     pub(super) group: Pid,
-    pub(super) facts: StartFacts,
+    pub(super) facts: Arc<StartFacts>,
     /// Those that were its own though nothing leads to them any more.
     pub(super) known: Vec<i32>,
 }
@@ -85,23 +86,18 @@ impl Here {
     /// This boot, and the namespace that we are in.
     pub(super) fn read() -> std::io::Result<Self> {
         let namespace = std::fs::metadata("/proc/self/ns/pid")?;
-        Ok(Self { boot_id: boot_id()?, pid_namespace: std::os::unix::fs::MetadataExt::ino(&namespace) })
+        Ok(Self { boot_id: boot_id()?.into(), pid_namespace: std::os::unix::fs::MetadataExt::ino(&namespace) })
     }
 }
 
 impl Start {
     /// Notes the process that it has become.
-    pub(super) fn runs_as(&mut self, facts: &StartFacts, group: Pid) {
-        self.process = Some(Process { main: facts.leader, group, facts: facts.clone(), known: Vec::new() });
-    }
-
-    /// As a line of text.
-    pub(super) fn as_text(&self) -> String {
-        text(self)
+    pub(super) fn runs_as(&mut self, facts: &Arc<StartFacts>, group: Pid) {
+        self.process = Some(Process { main: facts.leader, group, facts: Arc::clone(facts), known: Vec::new() });
     }
 
     /// As the journal is told.
-    pub(super) fn as_change(&self) -> Change {
+    pub(super) fn as_change(self: &Arc<Self>) -> Change {
         let process = self.process.as_ref().map(|process| journal::Process {
             pid: process.main.pid.as_raw(),
             start_time: process.main.start_time,
@@ -111,10 +107,17 @@ impl Start {
         Change::Launch {
             key: self.key.clone(),
             generation: self.generation,
-            launch: self.as_text(),
+            launch: Document::of(Arc::clone(self)),
             endpoint: self.endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default(),
             process,
         }
+    }
+}
+
+/// As a line of text.
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&text(self))
     }
 }
 

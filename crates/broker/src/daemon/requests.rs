@@ -124,7 +124,7 @@ impl Driver {
             let reason = format!("{} backends are in use already, which is the limit", full.limit);
             Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))
         })?;
-        self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
+        self.hosted.insert(id, Box::new(Hosted::new(Arc::clone(definition))));
         Ok(id)
     }
 

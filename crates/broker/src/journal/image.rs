@@ -10,19 +10,23 @@ use super::{Change, Phase, Row};
 /// What the file should hold.
 #[derive(Debug, Default)]
 pub(super) struct Image {
-    pub(super) rows: HashMap<BackendKey, Row>,
+    pub(super) rows: HashMap<BackendKey, Box<Row>>,
     /// Rows that are not understood, kept as they are.
     pub(super) unreadable: Vec<RawRow>,
 }
 
 impl Image {
     pub(super) fn new(content: Content) -> Self {
-        let rows = content.rows.into_iter().map(|row| (row.key.clone(), row)).collect();
+        let rows = content.rows.into_iter().map(|row| (row.key.clone(), Box::new(row))).collect();
         Self { rows, unreadable: content.unreadable }
     }
 
     pub(super) fn len(&self) -> usize {
         self.rows.len() + self.unreadable.len()
+    }
+
+    pub(super) fn row(&self, key: &BackendKey) -> Option<&Row> {
+        self.rows.get(key).map(Box::as_ref)
     }
 
     /// Applies a change; whether the row of its key may have to be written.
@@ -64,7 +68,7 @@ impl Image {
         let Some(row) = self.rows.get_mut(&key) else {
             let (launch, process, endpoint, outcome) = (None, None, None, None);
             let row = Row { key: key.clone(), generation, phase, memory, launch, process, endpoint, outcome };
-            self.rows.insert(key, row);
+            self.rows.insert(key, Box::new(row));
             return true;
         };
         let differs = (row.generation, row.phase, &row.memory) != (generation, phase, &memory);
@@ -76,7 +80,7 @@ impl Image {
     }
 
     fn of_generation(&mut self, key: &BackendKey, generation: u64) -> Option<&mut Row> {
-        self.rows.get_mut(key).filter(|row| row.generation == generation)
+        self.rows.get_mut(key).map(Box::as_mut).filter(|row| row.generation == generation)
     }
 }
 

@@ -5,6 +5,7 @@
 //! is made good from the image as soon as it can be.
 
 mod disk;
+mod document;
 mod image;
 mod sql;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use crate::core::registry::BackendKey;
 use crate::store::StoreError;
 
 use disk::Disk;
+pub(crate) use document::Document;
 use writer::Shared;
 
 /// What is known of a backend, whatever becomes of the broker.
@@ -28,8 +30,8 @@ pub(crate) struct Row {
     pub(crate) phase: Phase,
     /// What the machine remembers, as a JSON document that only the driver reads.
     pub(crate) memory: String,
-    /// The start of this generation, as a JSON document that only the driver reads; none before its intent.
-    pub(crate) launch: Option<String>,
+    /// The start of this generation; none before its intent.
+    pub(crate) launch: Option<Document>,
     /// The main process, for whoever proves identity, and for people who look with `sqlite3`.
     pub(crate) process: Option<Process>,
     pub(crate) endpoint: Option<String>,
@@ -42,7 +44,7 @@ pub(crate) struct Row {
 pub(crate) struct Process {
     pub(crate) pid: i32,
     pub(crate) start_time: u64,
-    pub(crate) boot_id: String,
+    pub(crate) boot_id: Arc<str>,
     pub(crate) pid_namespace: u64,
 }
 
@@ -67,7 +69,7 @@ pub(crate) enum Change {
     /// The intent of a start, before the fork, without a process; and the same again with its process after it. Ignored
     /// if the row has another generation, or does not exist. A row that is starting becomes `Intent` without a process
     /// and `Starting` with one; any other phase is left.
-    Launch { key: BackendKey, generation: u64, launch: String, endpoint: String, process: Option<Process> },
+    Launch { key: BackendKey, generation: u64, launch: Document, endpoint: String, process: Option<Process> },
     /// How a generation ended. Drops launch, process and endpoint of that generation; ignored for another one.
     Ended { key: BackendKey, generation: u64, outcome: String },
     /// Nothing needs to be remembered of it any more.

@@ -8,7 +8,7 @@ use semver::Version;
 use crate::core::registry::BackendKey;
 use crate::store::{Durability, Schema};
 
-use super::{Phase, Process, Row, Unreadable};
+use super::{Document, Phase, Process, Row, Unreadable};
 
 pub(super) const SCHEMA: Schema = Schema {
     what: "the journal",
@@ -159,10 +159,10 @@ fn put(upsert: &mut rusqlite::Statement<'_>, row: &Row, now: &str) -> rusqlite::
         integer(row.generation),
         row.phase.word(),
         row.memory,
-        row.launch,
+        row.launch.as_ref().map(ToString::to_string),
         process.map(|process| process.pid),
         process.map(|process| integer(process.start_time)),
-        process.map(|process| process.boot_id.as_str()),
+        process.map(|process| &*process.boot_id),
         process.map(|process| integer(process.pid_namespace)),
         row.endpoint,
         row.outcome,
@@ -204,7 +204,7 @@ fn understand(columns: &[Value]) -> Result<Row, String> {
         (pid, start, boot, namespace) => Some(Process {
             pid: number("pid", pid)?,
             start_time: number("start_time", start)?,
-            boot_id: text("boot_id", boot)?.to_owned(),
+            boot_id: text("boot_id", boot)?.into(),
             pid_namespace: number("pid_namespace", namespace)?,
         }),
     };
@@ -213,7 +213,7 @@ fn understand(columns: &[Value]) -> Result<Row, String> {
         generation: number("generation", generation)?,
         phase: Phase::parse(word).ok_or_else(|| format!("`{word}` is no phase that this broker knows"))?,
         memory: text("memory", memory)?.to_owned(),
-        launch: optional("launch", launch)?,
+        launch: optional("launch", launch)?.map(Document::from),
         process,
         endpoint: optional("endpoint", endpoint)?,
         outcome: optional("outcome", outcome)?,

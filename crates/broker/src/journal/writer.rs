@@ -310,13 +310,13 @@ impl Shared {
 
     fn changes(&self) -> (u64, Vec<(BackendKey, Option<Row>)>) {
         let state = self.lock();
-        let changes = state.dirty.keys().map(|key| (key.clone(), state.image.rows.get(key).cloned()));
+        let changes = state.dirty.keys().map(|key| (key.clone(), state.image.row(key).cloned()));
         (state.told, changes.collect())
     }
 
     fn whole(&self) -> (u64, Whole) {
         let state = self.lock();
-        let rows = state.image.rows.values().cloned().collect();
+        let rows = state.image.rows.values().map(Box::as_ref).cloned().collect();
         let changed: HashSet<_> = state.dirty.keys().cloned().collect();
         (state.told, Whole { rows, unreadable: state.image.unreadable.clone(), changed })
     }
@@ -335,7 +335,7 @@ impl Shared {
         );
         for row in found.rows {
             if !dirty.contains_key(&row.key) {
-                image.rows.entry(row.key.clone()).or_insert(row);
+                image.rows.entry(row.key.clone()).or_insert_with(|| Box::new(row));
             }
         }
         let is_known = |key: &BackendKey| dirty.contains_key(key);

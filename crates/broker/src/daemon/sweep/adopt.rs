@@ -24,7 +24,8 @@ impl Driver {
         let generation = start.generation;
         start.cgroup = facts.cgroup.clone();
         let known = known.iter().map(|pid| pid.as_raw()).collect();
-        start.process = Some(Process { main, group, facts: facts.clone(), known });
+        let facts = Arc::new(facts);
+        start.process = Some(Process { main, group, facts: Arc::clone(&facts), known });
         let notify = start.notify.as_deref().and_then(|path| self.ear_again(path, &start.key, inherited));
         let probe = self.probe_command(&start);
         self.mains.insert(main.pid);
@@ -37,7 +38,7 @@ impl Driver {
             notify,
             probe,
             dies_with_broker: false,
-            start,
+            start: Arc::new(start),
         };
         let definition = Arc::clone(&launched.start.definition);
         self.host(id, launched, true);

@@ -153,7 +153,7 @@ impl Judge {
     fn look(&mut self, start: &Start, identity: Identity, was: Was) -> Verdict {
         let facts = || {
             let facts = match &start.process {
-                Some(process) => process.facts.clone(),
+                Some(process) => StartFacts::clone(&process.facts),
                 None => StartFacts::of_another(identity, start.log.as_ref(), start.notify.clone()),
             };
             facts.in_cgroup(start.cgroup.clone())

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::backend::Memory;
@@ -18,7 +19,7 @@ pub(super) struct Left {
     pub(super) key: BackendKey,
     pub(super) memory: Memory,
     /// In which boot that was; not known where the start tells.
-    pub(super) boot_id: Option<String>,
+    pub(super) boot_id: Option<Arc<str>>,
     /// Of the definition that the memory was made for, if it is known.
     pub(super) fingerprint: Option<u64>,
     pub(super) start: Option<Start>,
@@ -146,7 +147,7 @@ fn of_row(row: Row, newer: Option<Start>) -> Left {
 
 /// What a row tells of its start, if it tells of one.
 fn understood(row: &Row) -> Option<serde_json::Result<Start>> {
-    row.launch.as_deref().map(serde_json::from_str)
+    row.launch.as_ref().map(|launch| serde_json::from_str(&launch.to_string()))
 }
 
 fn of_record(known: Option<(Memory, Option<u64>)>, start: Start) -> Left {

@@ -202,7 +202,7 @@ impl Driver {
     pub(super) fn restore(&mut self, key: &BackendKey, memory: Memory, definition: &Arc<Definition>) -> BackendId {
         let policies = hosted::policies(definition, self.config.limits.waiters_per_backend);
         let id = self.registry.restore(key, Backend::restored(now(), policies, memory));
-        self.hosted.insert(id, Hosted::new(Arc::clone(definition)));
+        self.hosted.insert(id, Box::new(Hosted::new(Arc::clone(definition))));
         id
     }
 

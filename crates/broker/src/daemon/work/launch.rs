@@ -86,7 +86,7 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Started,
     start.record = Some(order.record.clone());
     failpoint::reached("before-intent");
     // The journal's thread writes it while all that follows is made; what it does not know the start's record tells.
-    let intent = order.journal.begin(start.as_change());
+    let intent = order.journal.begin(Arc::new(start.clone()).as_change());
     if order.cgroups.are_closing() {
         return Err(refusal_of(&Closing));
     }
@@ -138,7 +138,7 @@ fn launch_at(
     start.log = Some(output.place.clone());
     let record = record(order, &mut start, spares.record);
     if record.is_none() {
-        intent = order.journal.begin(start.as_change());
+        intent = order.journal.begin(Arc::new(start.clone()).as_change());
     }
     let (mut daemon, probe) = commands.with_output(&surroundings, &output.descriptor);
     daemon.listen.extend(
@@ -174,11 +174,13 @@ fn launch_at(
         given_up(&start, failed(format!("cannot look at the process {pid} that was just started"), &error))
     })?;
     facts.cgroup = start.cgroup.clone();
+    let facts = Arc::new(facts);
     if spawned.dies_with_parent && start.record.take().is_some() {
         let _ = std::fs::remove_file(&order.record);
         tracing::warn!(backend = %order.key, "the start could not be recorded, so the backend will end with this broker");
     }
     start.runs_as(&facts, pid);
+    let start = Arc::new(start);
     order.journal.tell(start.as_change());
     failpoint::reached_after("after-pid", || order.journal.flush());
     let rest = Rest {
@@ -233,7 +235,7 @@ fn note_what_failed(order: &Order, spawned: &Spawned, start: &mut Start) {
 
 /// Makes the start's record. A broker that cannot keep it goes on without.
 fn record(order: &Order, start: &mut Start, spare: Option<Spare>) -> Option<StartRecord> {
-    match StartRecord::make(&order.record, &start.as_text(), spare) {
+    match StartRecord::make(&order.record, &start.to_string(), spare) {
         Ok(record) => Some(record),
         Err(error) => {
             start.record = None;

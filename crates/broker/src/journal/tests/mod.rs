@@ -25,12 +25,12 @@ pub(super) fn told(instance: &str, generation: u64, phase: Phase) -> Change {
 }
 
 pub(super) fn launch(instance: &str, generation: u64, pid: Option<i32>) -> Change {
-    let (launch, endpoint) = ("{\"argv\":[\"redis-server\"]}".to_owned(), "unix:/run/redis.sock".to_owned());
+    let (launch, endpoint) = ("{\"argv\":[\"redis-server\"]}".to_owned().into(), "unix:/run/redis.sock".to_owned());
     Change::Launch { key: key(instance), generation, launch, endpoint, process: pid.map(process) }
 }
 
 pub(super) fn process(pid: i32) -> Process {
-    Process { pid, start_time: 123_456, boot_id: "0b6b8c6e".to_owned(), pid_namespace: 4_026_531_836 }
+    Process { pid, start_time: 123_456, boot_id: "0b6b8c6e".into(), pid_namespace: 4_026_531_836 }
 }
 
 pub(super) fn ended(instance: &str, generation: u64, outcome: &str) -> Change {
@@ -84,7 +84,7 @@ fn what_is_told_is_known_to_the_next() {
         generation: 1,
         phase: Phase::Ready,
         memory: "{\"generation\":1}".to_owned(),
-        launch: Some("{\"argv\":[\"redis-server\"]}".to_owned()),
+        launch: Some("{\"argv\":[\"redis-server\"]}".to_owned().into()),
         process: Some(process(42)),
         endpoint: Some("unix:/run/redis.sock".to_owned()),
         outcome: None,
