@@ -21,6 +21,7 @@ trials![
     a_long_first_message_is_refused_a_long_later_one_is_not,
     a_peer_that_does_not_read_blocks_nobody,
     a_peer_that_never_pauses_blocks_nobody,
+    clients_that_come_without_end_pile_up_nowhere,
     a_user_with_too_many_sessions_is_refused_a_new_one,
     a_session_that_ends_in_the_middle_of_a_frame_is_forgotten,
 ];
@@ -240,5 +241,28 @@ fn a_peer_that_never_pauses_blocks_nobody() {
         let _ = broker.resolve("x");
         stop.store(true, Ordering::Relaxed);
         flood.join().expect("it was served as well");
+    });
+}
+
+fn clients_that_come_without_end_pile_up_nowhere() {
+    const CONNECTIONS: usize = 20_000;
+    let setup = Setup::new().config("[limits]\nsessions_per_user = 8\n");
+    let broker = setup.service(&Service::fake("x", &[])).start();
+    let (socket, mut session) = (broker.socket(), accepted_session(&broker));
+    let come_and_go = || {
+        for _ in 0..CONNECTIONS {
+            drop(UnixStream::connect(&socket).expect("the broker accepts"));
+        }
+    };
+    std::thread::scope(|scope| {
+        let floods = [scope.spawn(come_and_go), scope.spawn(come_and_go)];
+        let mut most = 0;
+        while floods.iter().any(|flood| !flood.is_finished()) {
+            session.try_ping().expect("who is there already is served");
+            let open = std::fs::read_dir(format!("/proc/{}/fd", broker.pid())).expect("brokerd runs").count();
+            most = most.max(open);
+        }
+        // A turn of the runtime accepts 128 at most, and lets go of those that it turned away.
+        assert!(most < 512, "{most} descriptors are open at once");
     });
 }

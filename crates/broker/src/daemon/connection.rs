@@ -43,8 +43,13 @@ impl Connection {
 
     /// Appends what can be read, or has the task woken once something can. None is that there was nothing after all, 0
     /// bytes are the end.
-    pub(super) fn poll_read(&self, context: &mut Context<'_>, input: &mut Vec<u8>) -> Poll<io::Result<Option<usize>>> {
-        let mut guard = ready!(self.watched()?.poll_readable(context))?;
+    pub(super) fn poll_read(
+        &self,
+        watched: &Watched,
+        context: &mut Context<'_>,
+        input: &mut Vec<u8>,
+    ) -> Poll<io::Result<Option<usize>>> {
+        let mut guard = ready!(watched.poll_readable(context))?;
         let read = self.read_now(input);
         // A short read took all there was. What comes later is announced anew.
         if read.as_ref().is_ok_and(|read| read.is_none_or(|count| count < READ_BYTES)) {
@@ -53,12 +58,12 @@ impl Connection {
         Poll::Ready(read)
     }
 
-    fn watched(&self) -> io::Result<&Watched> {
+    /// Has it watched from now on, if it is not yet.
+    pub(super) fn watched(&self) -> io::Result<&Watched> {
         if let Some(watched) = self.watched.get() {
             return Ok(watched);
         }
-        let watched = Watched::new(Arc::clone(&self.socket), Interest::READABLE)
-            .inspect_err(|error| tracing::warn!(%error, "a connection cannot be watched, and is closed"))?;
+        let watched = Watched::new(Arc::clone(&self.socket), Interest::READABLE)?;
         Ok(self.watched.get_or_init(|| watched))
     }
 

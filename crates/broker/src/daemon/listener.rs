@@ -76,6 +76,8 @@ pub(super) async fn accept(driver: Shared, door: Rc<Door>, is_own: bool) {
             () = &mut leaving, if !is_own => return,
             accepted = door.accept() => accepted,
         };
+        // Clients that come without end must not keep the thread to themselves.
+        tokio::task::coop::consume_budget().await;
         match accepted {
             Ok(socket) => begin(&driver, socket),
             Err(error) => {

@@ -236,6 +236,8 @@ impl Drop for Session {
 
 /// Refuses a connection before it becomes a session.
 pub(super) fn turn_away(session: &Session, refusal: Refusal) {
+    // Written here and now: nobody is to keep it until the end of the turn.
+    session.is_posted.set(true);
     session.greet(HIGHEST_VERSION);
     session.refuse(0, refusal);
     session.flush();

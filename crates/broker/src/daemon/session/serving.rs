@@ -15,6 +15,7 @@ use super::Session;
 use crate::daemon::clock::now;
 use crate::daemon::connection::RESTS_MAX;
 use crate::daemon::driver::Shared;
+use crate::daemon::watched::Watched;
 
 /// How far the peer has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,16 @@ pub(in crate::daemon) async fn serve(driver: Shared, session: Rc<Session>) {
             session.is_hushed.set(true);
             session.flush();
         }
-        let turn = poll_fn(|context| poll_turn(&session, context, &mut input));
+        let watched = match session.connection.watched() {
+            Ok(watched) => watched,
+            Err(error) => {
+                if driver.borrow_mut().tells_refusal() {
+                    tracing::warn!(%error, pid = session.pid, "a connection cannot be watched, and is closed");
+                }
+                break;
+            }
+        };
+        let turn = poll_fn(|context| poll_turn(&session, watched, context, &mut input));
         let turn = match session.is_blocked.get() {
             false => turn.await,
             true => tokio::select! {
@@ -88,8 +98,8 @@ pub(in crate::daemon) async fn serve(driver: Shared, session: Rc<Session>) {
 }
 
 /// What is there already needs no wait, and was said in time.
-fn poll_turn(session: &Session, context: &mut Context<'_>, input: &mut Reassembler) -> Poll<Turn> {
-    if let Poll::Ready(read) = session.connection.poll_read(context, input.space()) {
+fn poll_turn(session: &Session, watched: &Watched, context: &mut Context<'_>, input: &mut Reassembler) -> Poll<Turn> {
+    if let Poll::Ready(read) = session.connection.poll_read(watched, context, input.space()) {
         return Poll::Ready(Turn::Read(read));
     }
     session.poll_call(context).map(|()| Turn::Called)
@@ -137,12 +147,13 @@ fn take_read(
 /// Answers what has arrived by now, whether or not the runtime has seen it.
 fn hear_out(driver: &Shared, session: &Session, input: &mut Reassembler, stage: &mut Stage) {
     for _ in 0..RESTS_MAX {
+        // What was read before, too.
+        if take_input(driver, session, input, stage).is_err() {
+            return session.close();
+        }
         match session.connection.read_now(input.space()) {
             Ok(Some(count)) if count > 0 => {}
             Ok(_) | Err(_) => return,
-        }
-        if take_input(driver, session, input, stage).is_err() {
-            return session.close();
         }
     }
 }
