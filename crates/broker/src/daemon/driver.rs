@@ -269,7 +269,7 @@ impl Driver {
         self.work_off();
     }
 
-    /// Hands the events that wait to their machines.
+    /// Hands the events that wait to their machines, and sees to what else may follow from a change.
     pub(super) fn work_off(&mut self) {
         // Taken for as long as it is used: an effect may be another event's cause.
         let mut effects = mem::take(&mut self.effects);
@@ -348,14 +348,12 @@ impl Driver {
         for ticket in connected.tickets.into_values() {
             self.give_up(ticket);
         }
-        self.work_off();
         self.drop_batches_of(id);
         if self.sessions.is_empty() {
             self.idle_exit.last_session_ended(now());
         }
         self.manager.changed();
-        self.arm();
-        self.leave_if_empty();
+        self.work_off();
     }
 
     /// The session that a ticket belongs to.
