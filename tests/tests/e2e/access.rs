@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::thread;
 
-use broker_proto::{ClientMessage, Code, Delivery};
-use broker_tests::{Broker, Connection, Output, Running, Service, Session, Setup, sibling};
+use broker_proto::{AdminRequest, ClientMessage, Code, Delivery};
+use broker_tests::{Broker, Connection, Output, Running, Service, Session, Setup, sibling, wait_until};
 use nix::unistd::{Gid, Group, Uid, User};
 
 /// nobody, everywhere.
@@ -18,6 +18,8 @@ broker_tests::trials![
     another_user_is_rejected_unless_the_service_admits_it,
     an_operators_orders_are_for_the_brokers_own_user,
     members_of_the_admin_group_may_control_and_use_nothing,
+    what_cannot_be_looked_up_is_refused_for_now,
+    orders_wait_for_the_lookup_as_long_as_their_session_wants_it_and_no_longer,
     a_connected_socket_needs_the_services_consent,
     a_socket_that_may_not_be_opened_is_not_permitted,
 ];
@@ -140,6 +142,52 @@ fn as_other<T: Send>(function: impl FnOnce() -> T + Send) -> T {
         });
         thread.join().expect("the other user's thread ends well")
     })
+}
+
+/// The same broker with a failpoint where it looks for the group that may control it.
+fn broker_armed(failpoint: &str) -> Broker {
+    let mut broker = shared_broker(&[]);
+    broker.kill();
+    broker.start_armed(failpoint);
+    broker.wait_until_it_answers();
+    broker
+}
+
+fn what_cannot_be_looked_up_is_refused_for_now() {
+    let broker = broker_armed("admins-out-of-reach");
+    as_other(|| {
+        let mut session = Session::open(&broker.socket());
+        let refusal = session.admin(AdminRequest::Status).expect_err("nobody knows");
+        assert_eq!(refusal.code, Code::Overloaded, "{refusal:?}");
+        assert!(refusal.retry_after_ms.is_some(), "{refusal:?}");
+        let refusal = session.admin(AdminRequest::Status).expect_err("known by now");
+        assert_eq!(refusal.code, Code::PeerRejected, "{refusal:?}");
+    });
+}
+
+fn orders_wait_for_the_lookup_as_long_as_their_session_wants_it_and_no_longer() {
+    let broker = broker_armed("stuck:looking-for-admins");
+    let order = |session: &mut Session| session.admin(AdminRequest::Status).expect_err("nobody knows").code;
+    let full = || {
+        let mut session = Session::open(&broker.socket());
+        for request_id in 1001..=1016 {
+            session.send(&ClientMessage::Admin { request_id, request: AdminRequest::Status });
+        }
+        assert_eq!(order(&mut session), Code::RateLimited, "one session has so many");
+        session
+    };
+    let _ = ctl_as_other(&broker, &["run", "--", "id"]).refused(77, "peer_rejected");
+    as_other(|| {
+        let mut session = full();
+        session.release(1001);
+        assert_eq!(order(&mut session), Code::Overloaded, "there is room, and the patience ends");
+        // As many sessions as fill the room for all.
+        for _ in 0..16 {
+            drop(full());
+        }
+        let mut session = Session::open(&broker.socket());
+        wait_until("those who left make room", || order(&mut session) == Code::Overloaded);
+    });
 }
 
 fn connected(broker: &Broker, service: &str) -> Result<OwnedFd, Code> {

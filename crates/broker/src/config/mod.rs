@@ -112,9 +112,12 @@ impl AdminGroup {
 
     /// The one that controls a broker of the system unless the file says otherwise, if it exists. Whom the system asks may
     /// be far away.
-    pub(crate) fn of_the_system() -> Option<Self> {
-        let group = Group::from_name(ADMIN_GROUP).ok().flatten()?;
-        Some(Self { gid: group.gid.as_raw(), name: group.name })
+    ///
+    /// # Errors
+    /// The system cannot say whether it does.
+    pub(crate) fn of_the_system() -> nix::Result<Option<Self>> {
+        let group = Group::from_name(ADMIN_GROUP)?;
+        Ok(group.map(|group| Self { gid: group.gid.as_raw(), name: group.name }))
     }
 }
 

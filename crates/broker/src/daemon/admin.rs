@@ -79,11 +79,13 @@ impl Driver {
         request: AdminRequest,
     ) -> Result<(), Box<Refusal>> {
         let admins = match &self.config.admins {
-            Admins::OfTheSystem if !is_owner(&session.peer, self.uid) => {
-                return self.look_for_admins(session.id, request_id, request);
-            }
+            Admins::Nobody => None,
             Admins::Group(group) => Some(group),
-            Admins::Nobody | Admins::OfTheSystem => None,
+            Admins::OfTheSystem => match &self.admins.known {
+                Some(group) => group.as_ref(),
+                None if is_owner(&session.peer, self.uid) || matches!(request, AdminRequest::Run { .. }) => None,
+                None => return self.wait_for_admins(session.id, request_id, request),
+            },
         };
         self.check_control(session, &request, admins)?;
         let document = match request {
@@ -138,7 +140,11 @@ impl Driver {
     ) -> Result<(), Box<Refusal>> {
         let (uid, own) = (session.peer.uid, self.uid);
         let owners = if own == 0 { "root".to_owned() } else { format!("root and user {own}, whom it runs as,") };
-        let reason = if !may_control(&session.peer, own, admins.map(|group| group.gid)) {
+        let reason = if matches!(request, AdminRequest::Run { .. }) && !is_owner(&session.peer, own) {
+            format!(
+                "user {uid} may not have this broker run a process: it would run as user {own}, so only {owners} may"
+            )
+        } else if !may_control(&session.peer, own, admins.map(|group| group.gid)) {
             match admins {
                 Some(group) => format!(
                     "user {uid} may not control this broker: only {owners} and members of the group `{}` may",
@@ -146,10 +152,6 @@ impl Driver {
                 ),
                 None => format!("user {uid} may not control this broker: only {owners} may"),
             }
-        } else if matches!(request, AdminRequest::Run { .. }) && !is_owner(&session.peer, own) {
-            format!(
-                "user {uid} may not have this broker run a process: it would run as user {own}, so only {owners} may"
-            )
         } else {
             return Ok(());
         };
@@ -324,6 +326,7 @@ impl Driver {
     /// Reads the service files again, on a worker thread.
     pub(super) fn reload(&mut self, asker: Option<(SessionId, RequestId)>) -> Result<(), Box<Refusal>> {
         self.tell_reloading();
+        self.admins.look_again();
         let directories = self.config.services.clone();
         let number = self.number();
         let loaded = move |catalog| Report::Loaded { number, catalog, asker };

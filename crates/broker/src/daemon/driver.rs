@@ -12,7 +12,7 @@ use broker_proto::{Code, Delivery, Reconnect, Refusal, RequestId, ServerMessage}
 use tokio::sync::{Notify, mpsc};
 
 use super::admin::Batch;
-use super::admins::Orders;
+use super::admins::SystemAdmins;
 use super::cgroups::Cgroups;
 use super::clock::{Timer, now};
 use super::events::Events;
@@ -89,7 +89,7 @@ pub(super) struct Driver {
     pub(super) hosted: ById<BackendId, Box<Hosted>>,
     pub(super) asked: ById<Ticket, Asked>,
     pub(super) batches: ById<u64, Batch>,
-    pub(super) orders: Orders,
+    pub(super) admins: SystemAdmins,
     pub(super) events: Events,
     pub(super) journal: Journal,
     /// Told when the journal has something to write that it was told quietly.
@@ -202,7 +202,7 @@ impl Driver {
                 hosted: ById::default(),
                 asked: ById::default(),
                 batches: ById::default(),
-                orders: Orders::default(),
+                admins: SystemAdmins::default(),
                 events: Events::new(),
                 journal,
                 told: Rc::default(),

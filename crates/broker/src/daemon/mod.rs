@@ -345,7 +345,7 @@ fn take_report(driver: &Shared, report: Report) {
                 session.refuse(request_id, refusal);
             }
         }
-        Report::Admins(group) => driver.admins_found(group),
+        Report::Admins(found) => driver.admins_found(found),
         Report::Process(news) => driver.process_news(news),
         Report::Settled => driver.settled(),
         Report::LogsGrow => driver.logs_grow(),

@@ -205,6 +205,7 @@ impl Driver {
                 self.follow_up(asked.backend, Event::Withdraw(ticket));
             }
             None => {
+                self.admins.forget(ticket);
                 self.events.forget(ticket);
                 self.forget_process_wait(ticket);
             }

@@ -84,8 +84,8 @@ pub(super) enum Report {
         request_id: RequestId,
         refusal: Refusal,
     },
-    /// The group that controls a broker of the system, if there is one.
-    Admins(Option<AdminGroup>),
+    /// The group that controls a broker of the system, if there is one; or why that is not known.
+    Admins(Result<Option<AdminGroup>, String>),
     /// What the keeper of durable processes tells.
     Process(News),
     /// What a broker that leaves owes to the disk is written, or cannot be.
