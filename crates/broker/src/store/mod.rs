@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, ffi};
 
 /// How long a statement waits for another process that writes.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
@@ -93,6 +93,10 @@ pub(crate) fn open(path: &Path, schema: &Schema) -> Result<Connection, StoreErro
     if found > known {
         return Err(StoreError::Newer { what, path: path.to_owned(), found, known });
     }
+    // SQLite opens a file for reading alone that it may not write, and the connection would never write.
+    if connection.is_readonly(MAIN_DB).map_err(failed)? {
+        return Err(failed(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_READONLY), None)));
+    }
     connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
     let synchronous = match schema.durability {
         Durability::Processes => "NORMAL",
@@ -153,6 +157,9 @@ pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::thread;
+
     use super::*;
 
     const SCHEMA: Schema = Schema {
@@ -188,6 +195,31 @@ mod tests {
         assert_eq!(fs::metadata(folder.path().join("x.db-wal")).unwrap().len(), 0, "its log is not begun");
         drop(connection);
         assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.db");
+        drop(open(&path, &SCHEMA).unwrap());
+        let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        set_mode(folder.path(), 0o777);
+        set_mode(&path, 0o444);
+        let opened = thread::spawn({
+            let path = path.clone();
+            move || {
+                // For this thread alone: root may write everything.
+                let _ = nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
+                open(&path, &SCHEMA).map(drop)
+            }
+        });
+        let error = opened.join().unwrap().unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Unusable { source, .. } if source.to_string().contains("readonly")),
+            "{error:?}"
+        );
+        set_mode(&path, 0o644);
+        open(&path, &SCHEMA).unwrap();
     }
 
     #[test]
