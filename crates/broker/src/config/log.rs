@@ -43,6 +43,10 @@ fn directive(text: &str) -> Result<String, String> {
     if rest.starts_with('[') && !rest.starts_with("[{") {
         return Err("the broker's log has no spans, only modules and fields".to_owned());
     }
+    // A list of fields came apart at its comma; and without a level all of it would be taken for a name.
+    if rest.starts_with('[') && !rest.contains("}]=") {
+        return Err("what has a field is written `module[{field}]=level`, with one field".to_owned());
+    }
     // A module without a level is everything of it.
     Ok(if rest == "=" { module.to_owned() } else { text.to_owned() })
 }
@@ -83,6 +87,8 @@ mod tests {
     fn what_is_no_filter_is_said_to_be_none() {
         let why = |level: &str| Log::filter(level).expect_err("no filter");
         insta::assert_snapshot!(why("broker[session]=debug"), @"the broker's log has no spans, only modules and fields");
+        insta::assert_snapshot!(why("broker[{a,b}]=debug"), @"what has a field is written `module[{field}]=level`, with one field");
+        assert_eq!(why("broker[{a}]"), why("broker[{a,b}]=debug"));
         insta::assert_snapshot!(why("bro ker=debug"), @"` ` is in no name of a module");
         insta::assert_snapshot!(why("info,"), @"something is missing before or after a comma");
         insta::assert_snapshot!(why("broker[{service=redis}]=info"), @"invalid filter directive: too many '=' in filter directive, expected 0 or 1");
