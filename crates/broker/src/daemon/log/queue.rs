@@ -11,6 +11,9 @@ use std::time::Duration;
 /// The most lines that wait to be written, to a disk or a journal that hangs; what is more is lost.
 const LINES_MAX: usize = 4096;
 
+/// For how many lines room is kept while none wait.
+const LINES_USUAL: usize = 64;
+
 /// How long the end of the broker waits for what is still to be written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -21,6 +24,9 @@ pub(super) struct Queue(Arc<Shared>);
 /// Has what is left written when it goes.
 #[derive(Debug)]
 pub(in crate::daemon) struct Guard(Queue);
+
+/// Tells that the thread is done, also where its writer panics.
+struct Over<'a>(&'a Queue);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -60,12 +66,11 @@ impl Queue {
     }
 
     fn write_to(&self, mut writer: impl Write) {
+        let _over = Over(self);
         // What cannot be written has nowhere to be told.
         while let Some(line) = self.next(|| drop(writer.flush())) {
             let _ = writer.write_all(&line);
         }
-        self.lock().is_over = true;
-        self.0.done.notify_all();
     }
 
     /// The next line, waiting for it; none once nothing more comes. `pause` is called before it waits, and at the end.
@@ -78,6 +83,7 @@ impl Queue {
             }
             if !has_paused {
                 has_paused = true;
+                state.lines.shrink_to(LINES_USUAL);
                 drop(state);
                 pause();
                 state = self.lock();
@@ -114,6 +120,14 @@ impl Write for Queue {
     }
 }
 
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let Self(queue) = self;
+        queue.lock().is_over = true;
+        queue.0.done.notify_all();
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         let Self(queue) = self;
@@ -128,6 +142,7 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Instant;
 
     use super::*;
 
@@ -172,7 +187,32 @@ mod tests {
         }
         assert_eq!(queue.lost(), 3);
         drop(may);
+        assert_eq!(written.iter().take(LINES_MAX + 1).count(), LINES_MAX + 1);
+        while !queue.lock().is_idle {
+            thread::yield_now();
+        }
+        assert!(queue.lock().lines.capacity() <= LINES_USUAL, "a burst leaves no room behind");
         drop(guard);
-        assert_eq!(written.try_iter().count(), LINES_MAX + 1);
+        assert_eq!(written.try_iter().count(), 0);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_writer_that_panicked() {
+        struct Faulty;
+        impl Write for Faulty {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                panic!("on purpose")
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut queue = Queue::default();
+        let guard = queue.start(Faulty).unwrap();
+        queue.write_all(b"x").unwrap();
+        let begun = Instant::now();
+        drop(guard);
+        assert!(begun.elapsed() < PATIENCE);
     }
 }
