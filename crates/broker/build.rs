@@ -1,10 +1,9 @@
-//! What the linker is told of `brokerd`, so that it takes less memory and starts sooner. Without it all works as well.
+//! What the linker is told of `brokerd`, so that it takes less memory and starts sooner. Without it all works as well, so
+//! where anything is unusual it is told nothing.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::{env, fs};
-
-/// The C library that knows relative relocations in their short form.
-const PACKS_RELOCATIONS: (u32, u32) = (2, 36);
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -16,14 +15,32 @@ fn main() {
     if variable("PROFILE") != "release" || !is_linux || !is_usual {
         return;
     }
-    let tell = |argument: &str| println!("cargo::rustc-link-arg-bin=brokerd=-Wl,{argument}");
-    let script = Path::new(&variable("OUT_DIR")).join("warm.ld");
-    let list = fs::read_to_string("warm.txt").expect("warm.txt is beside this file");
-    fs::write(&script, script_of(&list)).expect("cargo's folder takes a file");
-    tell(&format!("-T,{}", script.display()));
-    if variable("HOST") == variable("TARGET") && libc_version().is_some_and(|version| version >= PACKS_RELOCATIONS) {
-        tell("-z,pack-relative-relocs");
+    let (Ok(folder), Ok(list)) = (env::var("OUT_DIR"), fs::read_to_string("warm.txt")) else { return };
+    let script = format!("{folder}/warm.ld");
+    if fs::write(&script, script_of(&list)).is_ok() && is_understood(&script, Path::new(&folder)) {
+        // As two arguments: in `-Wl,` a comma of the path would end it.
+        for argument in ["-T", &script] {
+            println!("cargo::rustc-link-arg-bin=brokerd={argument}");
+        }
     }
+}
+
+/// Whether the linker that the compiler takes makes a program with this script, and the program runs.
+fn is_understood(script: &str, folder: &Path) -> bool {
+    let (Some(compiler), Ok(host), Ok(target)) = (env::var_os("RUSTC"), env::var("HOST"), env::var("TARGET")) else {
+        return false;
+    };
+    let (source, program) = (folder.join("trial.rs"), folder.join("trial"));
+    if fs::write(&source, "fn main() {}").is_err() {
+        return false;
+    }
+    let does = |command: &mut Command| {
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        quiet.status().is_ok_and(|status| status.success())
+    };
+    let mut link = Command::new(compiler);
+    link.args(["--crate-name=trial", "--target", &target, "-Clink-arg=-T"]).arg(format!("-Clink-arg={script}"));
+    does(link.arg("-o").arg(&program).arg(&source)) && (host != target || does(&mut Command::new(&program)))
 }
 
 /// A script of GNU ld and of lld that leaves everything as it is, and puts these sections side by side before the others,
@@ -38,21 +55,4 @@ fn script_of(list: &str) -> String {
     let patterns: String = patterns.collect();
     let first = "    *crt*.o(.text .text.*)\n";
     format!("SECTIONS\n{{\n  .text.warm :\n  {{\n{first}{patterns}  }}\n}}\nINSERT BEFORE .text;\n")
-}
-
-/// Of the library that this runs with.
-#[cfg(target_env = "gnu")]
-fn libc_version() -> Option<(u32, u32)> {
-    unsafe extern "C" {
-        fn gnu_get_libc_version() -> *const std::ffi::c_char;
-    }
-    // SAFETY: it takes nothing, and returns a text that is never changed.
-    let version = unsafe { std::ffi::CStr::from_ptr(gnu_get_libc_version()) }.to_str().ok()?;
-    let (major, minor) = version.split_once('.')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn libc_version() -> Option<(u32, u32)> {
-    None
 }
