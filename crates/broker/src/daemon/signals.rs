@@ -34,7 +34,8 @@ pub(super) enum Request {
 }
 
 impl Signals {
-    /// Takes the signals over. Call it before anything that a signal should undo.
+    /// Takes the signals over. Call it before anything that a signal should undo, and before the first spawn, which learns
+    /// which handlers a child must be rid of.
     pub(super) fn install() -> io::Result<Self> {
         let second = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {

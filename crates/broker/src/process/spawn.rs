@@ -175,7 +175,7 @@ impl Prepared {
             envp: envp.as_ptr(),
             directory: self.directory.as_ptr(),
             umask: command.umask,
-            ignored: child::ignored_signals(),
+            signals: child::signals_to_reset(),
             descriptors: descriptors.as_mut_ptr(),
             count,
             listen_pid,

@@ -40,8 +40,8 @@ pub(super) struct Context {
     pub(super) envp: *const *const c_char,
     pub(super) directory: *const c_char,
     pub(super) umask: u32,
-    /// The signals that are to be ignored no more.
-    pub(super) ignored: u64,
+    /// The signals that are to be neither handled nor ignored any more.
+    pub(super) signals: u64,
     /// Become descriptors 0, 1, 2, … in this order. The child overwrites the numbers.
     pub(super) descriptors: *mut c_int,
     pub(super) count: c_int,
@@ -106,7 +106,7 @@ pub(super) extern "C" fn run(context: *mut c_void) -> c_int {
 fn prepare(context: &mut Context) -> Result<(), Step> {
     // SAFETY: no arguments.
     check(unsafe { libc::setsid() }, Step::Session)?;
-    reset_dispositions(context.ignored);
+    reset_dispositions(context.signals);
     // Before it says who it is: who reads that finds it where it was to be.
     if context.cgroup >= 0 && !move_into(context.cgroup) {
         // SAFETY: errno is thread-local; the thread it belongs to is suspended until we exit.
@@ -165,12 +165,13 @@ fn check(result: c_int, step: Step) -> Result<c_int, Step> {
     if result < 0 { Err(step) } else { Ok(result) }
 }
 
-/// Without `CLONE_SIGHAND` the table is a copy, so this changes nothing for the broker. Exec resets handlers by itself;
-/// it is the ignored signals (SIGPIPE, in a Rust program) that would stay ignored.
-fn reset_dispositions(ignored: u64) {
+/// Without `CLONE_SIGHAND` the table is a copy, so this changes nothing for the broker. What is ignored (SIGPIPE, in a
+/// Rust program) would stay so in the program. Exec resets handlers by itself, but only after the mask is lifted, and one
+/// that ran in between would run on the broker's memory.
+fn reset_dispositions(signals: u64) {
     let action: Action = [0; 8];
     for signal in 1..=SIGNAL_LAST {
-        if ignored >> (signal - 1) & 1 == 1 {
+        if signals >> (signal - 1) & 1 == 1 {
             let none = std::ptr::null::<c_void>();
             // SAFETY: the action is larger than what the kernel reads.
             unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, none, SIGNAL_SET_BYTES) };
@@ -178,19 +179,21 @@ fn reset_dispositions(ignored: u64) {
     }
 }
 
-/// The signals that this process ignores, one bit each. They are asked for once: what is ignored is so from the very
-/// beginning of a process, or from before it spawns.
-pub(super) fn ignored_signals() -> u64 {
-    static IGNORED: OnceLock<u64> = OnceLock::new();
-    *IGNORED.get_or_init(|| (1..=SIGNAL_LAST).filter(|&signal| is_ignored(signal)).fold(0, |all, s| all | 1 << (s - 1)))
+/// The signals that this process handles or ignores, one bit each. They are asked for once, at the first spawn: the broker
+/// has installed its handlers by then, and installs no more.
+pub(super) fn signals_to_reset() -> u64 {
+    static SIGNALS: OnceLock<u64> = OnceLock::new();
+    *SIGNALS
+        .get_or_init(|| (1..=SIGNAL_LAST).filter(|&signal| !is_default(signal)).fold(0, |all, s| all | 1 << (s - 1)))
 }
 
-fn is_ignored(signal: c_int) -> bool {
+fn is_default(signal: c_int) -> bool {
     let mut action: Action = [0; 8];
     let none = std::ptr::null::<c_void>();
     // SAFETY: the action is larger than what the kernel writes, which begins with the handler.
     let result = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut action, SIGNAL_SET_BYTES) };
-    result == 0 && action[0] == libc::SIG_IGN as u64
+    // One that it does not tell of is reset all the same.
+    result == 0 && action[0] == libc::SIG_DFL as u64
 }
 
 /// Moves every source above the target numbers first, so that no target overwrites a source still needed.
