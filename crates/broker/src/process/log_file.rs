@@ -2,6 +2,8 @@
 //!
 //! The broker opens, prunes, reads and shortens them; it never writes into one.
 
+mod aside;
+
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -13,6 +15,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use self::aside::may_lie_there;
+pub(crate) use self::aside::settle_for_another;
 use super::printable::printable;
 use super::spare::{Spare, create_new_from};
 
@@ -75,7 +79,7 @@ pub(crate) fn create(path: PathBuf, aside: PathBuf, mut spare: Option<Spare>) ->
     };
     // Looked for first: to fail to make a file costs more.
     if !folder.exists() {
-        if may_lie_aside(folder, &aside)
+        if may_lie_there(folder, &aside)
             && let Ok(file) = create_new_from(&mut spare, &aside)
         {
             return Ok((file, LogFile { path, aside: Some(aside) }));
@@ -110,27 +114,6 @@ impl LogFile {
     pub(crate) fn remove(&self) {
         let _ = fs::remove_file(self.aside.as_ref().unwrap_or(&self.path));
     }
-}
-
-/// Puts a log in its place that a broker made aside and did not live to settle.
-///
-/// # Errors
-/// `NotFound` if there is none aside, which is the rule.
-pub(crate) fn settle_for_another(aside: &Path, path: &Path) -> io::Result<()> {
-    fs::symlink_metadata(aside)?;
-    path.parent().map_or(Ok(()), make_private)?;
-    fs::rename(aside, path)
-}
-
-/// Whether a file can be made there, and be moved into a folder that is yet to be made. The first of all makes a folder for
-/// itself.
-fn may_lie_aside(folder: &Path, aside: &Path) -> bool {
-    let Some(beside) = aside.parent() else { return false };
-    let there = fs::metadata(beside).or_else(|_| make_private(beside).and_then(|()| fs::metadata(beside)));
-    let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    let mut above = folder.ancestors().skip(1).map(fs::metadata);
-    let nearest = above.find(|folder| !folder.as_ref().is_err_and(is_missing)).and_then(Result::ok);
-    nearest.zip(there.ok()).is_some_and(|(nearest, there)| nearest.is_dir() && nearest.dev() == there.dev())
 }
 
 fn make_private(folder: &Path) -> io::Result<()> {
