@@ -143,10 +143,11 @@ fn create_in(folder: &Path, first: &Path, spare: &mut Option<Spare>) -> Result<(
     }
 }
 
-/// Removes the oldest files of a folder, so that `keep` are left besides the newest. What cannot be removed is reported.
+/// Removes the oldest files of a folder, so that `keep` are left besides that of the newest start. It may not be the newest
+/// any more: a file of a later one stays, and does not count. What cannot be removed is reported.
 pub(crate) fn prune(folder: &Path, keep: usize, newest: &Path) {
     let prune = || -> io::Result<()> {
-        for path in list(folder)?.iter().filter(|path| *path != newest).rev().skip(keep) {
+        for path in list(folder)?.iter().filter(|path| path.as_path() < newest).rev().skip(keep) {
             fs::remove_file(path)?;
         }
         Ok(())
@@ -333,6 +334,11 @@ mod tests {
         assert!(folder.path().join("notes.log").exists());
         assert!(opened(0).exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        // A later start has begun since.
+        let (earlier, later) = (opened(1), open(folder.path()).1);
+        prune(folder.path(), 0, &earlier);
+        assert!(earlier.exists() && later.exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 
     #[test]
