@@ -1,9 +1,10 @@
 //! What a backend is born with, and nothing else.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
+use broker_proto::Code;
 use broker_tests::{Broker, Service, Setup, trials, wait_for, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ trials![
     signals_and_limits_are_reset,
     every_start_has_a_log_of_its_own_and_old_ones_are_kept_up_to_a_number,
     what_logs_to_the_journal_is_looked_for_there_by_the_next_broker_too,
+    a_start_whose_log_cannot_be_put_in_its_place_leaves_nothing,
 ];
 
 fn facts_of(service: &Service, name: &str, facts: &str) -> (Broker, Value, Value) {
@@ -194,4 +196,19 @@ fn what_logs_to_the_journal_is_looked_for_there_by_the_next_broker_too() {
     let log = &logs["logs"][0];
     assert_eq!((&log["path"], &log["journal"]["identifier"]), (&Value::Null, &"x".into()), "{log}");
     assert_eq!(log["previous"], json!([old]));
+}
+
+fn a_start_whose_log_cannot_be_put_in_its_place_leaves_nothing() {
+    let broker = Broker::start(&[&Service::fake("x", &["--workers", "2"])]);
+    // That is seen only when the folder is made, which is while the daemon begins.
+    let folder = broker.path("state/backends");
+    symlink(broker.path("nowhere"), &folder).expect("no backend has a folder yet");
+    let refusal = broker.session().resolve("x").expect_err("there is no place for its log");
+    assert_eq!(refusal.code, Code::SpawnFailed);
+    assert!(refusal.reason.contains("cannot make the log folder"), "{}", refusal.reason);
+    broker.assert_gone("x");
+    assert_eq!(fs::read_dir(broker.path("state/starts")).expect("a folder of records").count(), 0);
+    fs::remove_file(&folder).expect("a link");
+    let _ = broker.ctl(&["start", "x"]).done();
+    assert!(Path::new(broker.backend("x")["log_path"].as_str().expect("a log")).exists());
 }

@@ -160,20 +160,22 @@ fn launch_at(
     let pid = spawned.pid;
     mains.insert(pid);
     note_what_failed(order, &spawned, &mut start);
-    let given_up = |start: &Start, refusal| {
-        abandon(&spawned, mains);
+    let given_up = |start: &Start, facts: Option<&StartFacts>, refusal| {
+        abandon(&spawned, facts, start.cgroup.as_ref(), mains);
         discard(start);
         refusal
     };
-    if let Err(refusal) = output.settle() {
-        output.remove();
-        return Err(given_up(&start, refusal));
-    }
-    failpoint::reached("after-log");
+    // Before the log is put in its place: where that fails it tells what the daemon has forked away by then.
     let mut facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
-        given_up(&start, failed(format!("cannot look at the process {pid} that was just started"), &error))
+        given_up(&start, None, failed(format!("cannot look at the process {pid} that was just started"), &error))
     })?;
     facts.cgroup = start.cgroup.clone();
+    if let Err(refusal) = output.settle() {
+        let refusal = given_up(&start, Some(&facts), refusal);
+        output.remove();
+        return Err(refusal);
+    }
+    failpoint::reached("after-log");
     let facts = Arc::new(facts);
     if spawned.dies_with_parent && start.record.take().is_some() {
         let _ = std::fs::remove_file(&order.record);
@@ -248,15 +250,18 @@ fn record(order: &Order, start: &mut Start, spare: Option<Spare>) -> Option<Star
     }
 }
 
-/// Ends a process that was started and cannot be used.
-fn abandon(spawned: &Spawned, mains: &Mains) {
+/// Ends a process that was started and cannot be used, with what it has started itself.
+fn abandon(spawned: &Spawned, facts: Option<&StartFacts>, cgroup: Option<&Leaf>, mains: &Mains) {
+    if let Some(cgroup) = cgroup {
+        cgroup.end(END_PATIENCE);
+    }
     let doomed = Doomed {
         main: spawned.pid,
         group: spawned.pid,
         pidfd: spawned.pidfd.as_fd(),
-        start: None,
+        start: facts,
         tree: Tree::default(),
-        is_other: &|_| true,
+        is_other: &|pid| pid != spawned.pid && mains.contains(pid),
     };
     end(doomed, END_PATIENCE);
     mains.remove(spawned.pid);
@@ -304,4 +309,30 @@ pub(in crate::daemon) fn listen_to(path: &Path, fd_store: &FdStore) -> Result<Ea
     let stored = fd_store.keep(&name_of(path), &socket);
     failpoint::reached("after-heard");
     Ok(Ear { socket, stored, is_whole: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::Pid;
+
+    use super::*;
+    use crate::process::identity::open_if;
+    use crate::process::kernel::has_ended;
+    use crate::process::testing::{Start, as_broker, wait_for};
+
+    #[test]
+    fn what_a_daemon_forked_away_is_ended_with_it() {
+        as_broker(|| {
+            // It says nothing of where it came from but by its output.
+            let script = "setsid -f env -i sh -c 'echo $$; exec sleep 1000'; exec sleep 1000";
+            let start = Start::sh(script);
+            wait_for("a process is forked away", || start.log().ends_with('\n'));
+            let pid = Pid::from_raw(start.log().trim_end().parse().unwrap());
+            let (_, away) = open_if(pid, |_| true).unwrap().unwrap();
+            let mains = Mains::default();
+            mains.insert(start.spawned.pid);
+            abandon(&start.spawned, Some(&start.facts), None, &mains);
+            assert!(has_ended(away.as_fd()) && !mains.contains(start.spawned.pid));
+        });
+    }
 }
