@@ -16,6 +16,7 @@ trials![
     a_daemon_that_got_ready_while_no_broker_ran_is_ready,
     a_daemon_that_ended_while_no_broker_ran_is_retried_for_whoever_asks,
     a_log_is_in_its_place_wherever_its_broker_died,
+    a_log_that_was_never_made_is_not_named,
 ];
 
 /// A service whose daemon waits for a gate.
@@ -246,4 +247,24 @@ fn a_log_is_in_its_place_wherever_its_broker_died() {
         );
         wait_until("its words are read", || broker.ctl(&["logs", "x"]).done().stdout.contains("first words"));
     }
+}
+
+/// What is written down of a start before anything of it is made names its log.
+fn a_log_that_was_never_made_is_not_named() {
+    let mut broker = Setup::new().service(&kind("path")).unstarted();
+    broker.start_armed("after-intent");
+    broker.wait_until_it_answers();
+    let mut session = broker.session();
+    session.hello("path");
+    broker.dies();
+    let lies_aside = |path: &std::path::Path| path.extension().is_some_and(|extension| extension == "log");
+    let files = std::fs::read_dir(broker.path("state/starts")).expect("a folder of records").flatten();
+    let logs: Vec<_> = files.map(|file| file.path()).filter(|path| lies_aside(path)).collect();
+    assert_eq!(logs.len(), 1);
+    std::fs::remove_file(&logs[0]).expect("its log");
+    broker.start_again();
+    assert_eq!(broker.backend("path")["log_path"], serde_json::Value::Null);
+    let _ = broker.resolve("path");
+    let backend = broker.backend("path");
+    assert!(std::path::Path::new(backend["log_path"].as_str().expect("a log")).exists(), "{backend}");
 }

@@ -140,7 +140,11 @@ impl Driver {
             // A file of one that logs to the journal is an old one.
             let newest = || Some(LogPlace::File(log_file::list(&self.places.logs(&key)).ok()?.pop()?));
             let newest = || newest().filter(|_| hosted.definition.log != Log::Journal);
-            hosted.log = start.as_ref().and_then(|start| start.log.clone()).or_else(newest);
+            // Of one that never started a file is named that may not have been made.
+            let is_made =
+                |log: &LogPlace| !matches!(verdict, Verdict::NeverStarted) || log.file().is_none_or(Path::exists);
+            let own = start.as_ref().and_then(|start| start.log.clone()).filter(is_made);
+            hosted.log = own.or_else(newest);
         }
         self.remember(id);
         // What is left of these is ended by a thread of its own.
