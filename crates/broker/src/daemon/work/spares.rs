@@ -37,7 +37,8 @@ impl Spares {
         self.0.files.try_lock().map(|mut files| std::mem::take(&mut *files)).unwrap_or_default()
     }
 
-    /// Makes what is missing; what was taken may still bear the name that it was made with. Where that fails the next start makes its own, and says why it cannot.
+    /// Makes what is missing; what was taken may still bear the name that it was made with. Where that fails the next start
+    /// makes its own, and says why it cannot.
     pub(in crate::daemon) fn make(&self) {
         let mut files = self.0.files.lock().unwrap_or_else(PoisonError::into_inner);
         let Files { record, log } = &mut *files;
