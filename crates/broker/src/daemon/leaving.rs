@@ -27,14 +27,16 @@ impl Driver {
         self.begins_to_leave.notify_waiters();
         let live = self.registry.iter().filter(|(_, _, backend)| backend.is_live()).count();
         let Leave { reconnect, keeps } = leave;
+        // Who reads that it leaves may rely on it: this broker runs no process again.
+        self.processes.start_no_more();
         tracing::info!(sessions = self.sessions.len(), backends = live, keeps, "shutting down");
         self.tell_stopping();
         for connected in self.sessions.values().filter(|connected| connected.session.is_greeted()) {
             connected.session.send(&ServerMessage::GoAway { reconnect }, None);
         }
         failpoint::reached("leaving");
-        // Nothing is started any more: neither by the keeper, nor for who waits at a socket.
-        self.leave_processes();
+        self.refuse_process_waits();
+        // Nor is anything started for who waits at a socket.
         self.attend_all();
         let all: Vec<BackendId> = self.registry.iter().map(|(id, _, _)| id).collect();
         for id in all {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
@@ -58,6 +58,7 @@ pub(super) struct Parts {
     pub(super) cgroups: Cgroups,
     pub(super) reports: Sender<Report>,
     pub(super) live_count: Arc<AtomicUsize>,
+    pub(super) starts_no_more: Arc<AtomicBool>,
 }
 
 pub(super) struct Keeper {
@@ -74,7 +75,6 @@ pub(super) struct Keeper {
     seen_version: i64,
     /// More processes wait to be run than this broker may run at once.
     pub(super) more: bool,
-    pub(super) is_leaving: bool,
 }
 
 /// A process that is ours.
@@ -115,7 +115,6 @@ impl Keeper {
             look_at: None,
             seen_version: 0,
             more: false,
-            is_leaving: false,
         }
     }
 
@@ -125,7 +124,6 @@ impl Keeper {
             loop {
                 match orders.try_recv() {
                     Ok(Order::Stop) | Err(TryRecvError::Disconnected) => return self.release(),
-                    Ok(Order::Leave) => self.is_leaving = true,
                     Ok(order) => self.take(order),
                     Err(TryRecvError::Empty) => break,
                 }
@@ -221,7 +219,7 @@ impl Keeper {
 
     /// How many more processes this broker may run.
     pub(super) fn room(&self) -> usize {
-        if self.is_leaving { 0 } else { self.parts.concurrent.saturating_sub(self.live.len()) }
+        if self.is_leaving() { 0 } else { self.parts.concurrent.saturating_sub(self.live.len()) }
     }
 
     pub(super) fn folder(&self, id: &ProcessId) -> Folder {
@@ -376,13 +374,18 @@ impl Keeper {
         let _ = self.parts.reports.blocking_send(report);
     }
 
+    /// Whether nothing is to be started any more.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.parts.starts_no_more.load(Ordering::Relaxed)
+    }
+
     /// Gives the leases up, so that another broker takes over at once. What runs goes on.
     fn release(mut self) {
         // What has ended by now is still ours to write down.
         let ended = |live: &Live| live.reaper.as_ref().is_some_and(|reaper| has_ended(reaper.as_fd()));
         let ended: Vec<ProcessId> =
             self.live.iter().filter(|(_, live)| ended(live)).map(|(id, _)| id.clone()).collect();
-        self.is_leaving = true;
+        self.parts.starts_no_more.store(true, Ordering::Relaxed);
         ended.iter().for_each(|id| self.feed(id, Event::ReaperEnded));
         let running = self.live.len();
         if let Some(records) = &mut self.parts.records {

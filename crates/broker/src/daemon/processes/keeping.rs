@@ -78,7 +78,7 @@ impl Keeper {
     }
 
     fn launch(&mut self, id: &ProcessId, attempt: u32) -> Option<Event> {
-        if self.is_leaving {
+        if self.is_leaving() {
             return None;
         }
         if self.parts.cgroups.are_closing() {

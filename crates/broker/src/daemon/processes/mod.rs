@@ -21,7 +21,7 @@ mod waits;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
 use std::time::Duration;
 
@@ -70,6 +70,8 @@ pub(super) struct Processes {
     waits: ById<Ticket, Wait>,
     /// How many this broker has in hand.
     live: Arc<AtomicUsize>,
+    /// Whether the broker leaves.
+    starts_no_more: Arc<AtomicBool>,
     /// The broker is about to end, and the leases are given up.
     has_left: bool,
 }
@@ -110,6 +112,7 @@ impl Processes {
             keeper: None,
             waits: ById::default(),
             live: Arc::default(),
+            starts_no_more: Arc::default(),
             has_left: false,
         };
         if processes.has_store() {
@@ -157,6 +160,7 @@ impl Processes {
             cgroups: self.cgroups.clone(),
             reports: self.reports.clone(),
             live_count: Arc::clone(&self.live),
+            starts_no_more: Arc::clone(&self.starts_no_more),
         });
         let woken = Arc::clone(&wake);
         let (end, ended) = channel();
@@ -166,6 +170,11 @@ impl Processes {
         })?;
         self.keeper = Some(KeeperHandle { orders, wake, ended });
         Ok(())
+    }
+
+    /// Has nothing run any more, from now on: what ends meanwhile is not run again.
+    pub(super) fn start_no_more(&self) {
+        self.starts_no_more.store(true, Ordering::Relaxed);
     }
 
     fn order(&mut self, order: Order) -> Result<(), Box<Refusal>> {
@@ -339,9 +348,8 @@ impl Driver {
         }
     }
 
-    /// Starts nothing more, and refuses all who wait: the next broker answers them.
-    pub(super) fn leave_processes(&mut self) {
-        let _ = self.processes.order(Order::Leave);
+    /// Refuses all who wait: the next broker answers them.
+    pub(super) fn refuse_process_waits(&mut self) {
         let all: Vec<Ticket> = self.processes.waits.keys().copied().collect();
         for ticket in all {
             let Err(refusal) = self.check_serving() else { return };

@@ -48,8 +48,6 @@ pub(super) enum Order {
         id: Option<ProcessId>,
         older_than_ms: Option<u64>,
     },
-    /// The broker is leaving: nothing is started any more.
-    Leave,
     /// The leases are given up, and the keeper ends.
     Stop,
 }

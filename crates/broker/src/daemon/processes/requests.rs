@@ -54,7 +54,7 @@ impl Keeper {
                 self.answer(asker, answer);
             }
             // The loop's own affair.
-            Order::Leave | Order::Stop => {}
+            Order::Stop => {}
         }
     }
 
