@@ -3,7 +3,6 @@
 //! `PROTOCOL.md` beside this crate describes the same for those who write a client in another language.
 
 mod admin;
-mod borrowed;
 mod codec;
 mod frame;
 mod message;
@@ -12,14 +11,14 @@ mod refusal;
 mod version;
 
 pub use admin::{AdminRequest, ProcessSpec, Selection, Target, Work};
-pub use borrowed::{ClientInfoRef, ClientMessageRef, HelloRef, NegotiatedRef, ServerMessageRef};
 pub use codec::{CodecError, decode, encode_frame};
 pub use frame::{
     FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LENGTH_BYTES, LOWEST_VERSION, MAGIC, Preamble, Reassembler,
 };
 pub use message::{
-    ClientInfo, ClientMessage, Delivery, Endpoint, Event, Exit, HEARTBEAT_INTERVAL, Hello, Negotiated, Progress,
-    Reconnect, RequestId, ServerMessage, State,
+    ClientInfo, ClientMessage, ClientMessageOf, ClientMessageRef, Delivery, Endpoint, Event, Exit, HEARTBEAT_INTERVAL,
+    Hello, HelloRef, Negotiated, NegotiatedRef, Progress, Reconnect, RequestId, ServerMessage, ServerMessageOf,
+    ServerMessageRef, State,
 };
 pub use name::{Address, AddressError, DEFAULT_INSTANCE, InstanceName, NAME_MAX, NameError, ProcessId, ServiceName};
 pub use refusal::{Code, Evidence, Refusal};

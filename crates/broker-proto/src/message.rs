@@ -16,11 +16,17 @@ use crate::admin::AdminRequest;
 /// own, for what answers no request.
 pub type RequestId = u64;
 
-/// What a client says.
+/// What a client says, in texts of its own.
+pub type ClientMessage = ClientMessageOf<Hello>;
+
+/// What a client says, in the texts of the frame that it came in.
+pub type ClientMessageRef<'a> = ClientMessageOf<HelloRef<'a>>;
+
+/// What a client says; the Hello's texts are somebody's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ClientMessage {
+pub enum ClientMessageOf<H> {
     /// Asks for a backend and holds it from the answer on.
-    Hello(Hello),
+    Hello(H),
     /// Gives up what the Hello of that id holds or waits for. Has no answer; an unknown id is ignored.
     Release {
         /// The Hello's id.
@@ -40,19 +46,22 @@ pub enum ClientMessage {
     },
 }
 
+/// A request for a backend, in the texts of its frame.
+pub type HelloRef<'a> = Hello<&'a str>;
+
 /// A request for a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hello {
+pub struct Hello<T = String> {
     /// Comes back with every answer to this Hello.
     pub request_id: RequestId,
     /// The instance's name.
-    pub instance: String,
+    pub instance: T,
     /// The service's name.
-    pub service: String,
+    pub service: T,
     /// A semver requirement; `*` is any version.
-    pub version_requirement: String,
+    pub version_requirement: T,
     /// Who asks, for the broker's log and `status`. Never trusted.
-    pub client: ClientInfo,
+    pub client: ClientInfo<T>,
     /// How long the client will wait, in milliseconds from the broker's reading of this message; `None` leaves it to
     /// the service's own limits.
     pub deadline_ms: Option<u64>,
@@ -64,11 +73,11 @@ pub struct Hello {
 
 /// A client's name for itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClientInfo {
+pub struct ClientInfo<T = String> {
     /// The program's name.
-    pub name: String,
+    pub name: T,
     /// The program's version.
-    pub version: String,
+    pub version: T,
 }
 
 /// How a backend is handed over.
@@ -80,11 +89,17 @@ pub enum Delivery {
     Connected,
 }
 
-/// What a broker says.
+/// What a broker says, in texts of its own.
+pub type ServerMessage = ServerMessageOf<Negotiated>;
+
+/// What a broker says, a grant in texts that it has already.
+pub type ServerMessageRef<'a> = ServerMessageOf<NegotiatedRef<'a>>;
+
+/// What a broker says; the grant's texts are somebody's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ServerMessage {
+pub enum ServerMessageOf<N> {
     /// The backend is ready, and held for this session.
-    Negotiated(Negotiated),
+    Negotiated(N),
     /// The request is refused.
     Refused {
         /// The request's id; 0 if it could not be read.
@@ -126,25 +141,48 @@ pub enum ServerMessage {
 /// connection for dead.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(2500);
 
+/// A backend, ready, in others' texts.
+pub type NegotiatedRef<'a> = Negotiated<&'a str, &'a Endpoint>;
+
 /// A backend, ready.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Negotiated {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Negotiated<T = String, E = Endpoint> {
     /// The Hello's id.
     pub request_id: RequestId,
     /// The instance.
-    pub instance: String,
+    pub instance: T,
     /// The service.
-    pub service: String,
+    pub service: T,
     /// The version that was picked.
-    pub version: String,
+    pub version: T,
     /// Where the backend listens.
-    pub endpoint: Endpoint,
+    pub endpoint: E,
     /// Which start of the backend this is, from 1.
     pub generation: u64,
     /// The main process; `None` when a daemon that forked away is not yet known by its number.
     pub pid: Option<u32>,
     /// Whether a connected socket comes with this frame.
     pub connected: bool,
+}
+
+impl NegotiatedRef<'_> {
+    /// The same with texts of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Negotiated {
+        let Self { request_id, instance, service, version, endpoint, generation, pid, connected } = self;
+        let [instance, service, version] = [instance, service, version].map(str::to_owned);
+        Negotiated { request_id, instance, service, version, endpoint: endpoint.clone(), generation, pid, connected }
+    }
+}
+
+impl Negotiated {
+    /// The same without texts of its own.
+    #[must_use]
+    pub fn as_ref(&self) -> NegotiatedRef<'_> {
+        let Self { request_id, instance, service, version, endpoint, generation, pid, connected } = self;
+        let (request_id, generation, pid, connected) = (*request_id, *generation, *pid, *connected);
+        Negotiated { request_id, instance, service, version, endpoint, generation, pid, connected }
+    }
 }
 
 /// Where a backend listens.

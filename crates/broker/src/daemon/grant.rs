@@ -32,12 +32,12 @@ pub(super) struct LaterGrant {
 
 impl LaterGrant {
     pub(super) fn as_ref(&self) -> Grant<'_> {
-        Grant { negotiated: NegotiatedRef::from(&self.negotiated), is_resumable: self.is_resumable }
+        Grant { negotiated: self.negotiated.as_ref(), is_resumable: self.is_resumable }
     }
 }
 
 impl From<Grant<'_>> for LaterGrant {
     fn from(grant: Grant<'_>) -> Self {
-        Self { negotiated: grant.negotiated.to_owned(), is_resumable: grant.is_resumable }
+        Self { negotiated: grant.negotiated.into_owned(), is_resumable: grant.is_resumable }
     }
 }

@@ -204,7 +204,7 @@ impl Driver {
                 Err(error) => self.not_connected(id, ticket, generation, &error),
             },
             (Kind::Start | Kind::Part(_), _) => {
-                let document = ready_backend(&grant.negotiated.to_owned());
+                let document = ready_backend(&grant.negotiated.into_owned());
                 self.order_done(ticket, document);
             }
         }
