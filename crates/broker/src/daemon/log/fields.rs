@@ -7,12 +7,12 @@ use std::io::Write;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_appender::non_blocking::NonBlocking;
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::Context;
 
-use super::queue::Queue;
 use crate::journald::native::{Entry, Priority};
 
 /// What `journalctl -t` finds the broker's log by.
@@ -24,13 +24,13 @@ const PREFIX: &str = "BROKER_";
 /// Hands each event to the journal.
 pub(super) struct Journal {
     /// Whose thread sends, so that nobody waits for the journal here.
-    pub(super) queue: Queue,
+    pub(super) writer: NonBlocking,
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         // What finds no room is counted, and told of by the thread that sends.
-        let _ = self.queue.clone().write_all(entry(event).as_bytes());
+        let _ = self.writer.clone().write_all(entry(event).as_bytes());
     }
 }
 
