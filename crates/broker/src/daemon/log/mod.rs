@@ -19,7 +19,7 @@ use crate::journald::native::{SOCKET, Sender};
 
 /// The most lines that wait to be written, to a disk or a journal that hangs; what is more is lost. Memory is taken for
 /// all of them from the beginning, 32 bytes each.
-const LINES_MAX: usize = 4096;
+const LINES_MAX: usize = 2048;
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
