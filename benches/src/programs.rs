@@ -13,6 +13,7 @@ pub(crate) struct Programs {
     pub(crate) echo: PathBuf,
     pub(crate) echo_tokio: PathBuf,
     pub(crate) daemon: PathBuf,
+    pub(crate) launcher: PathBuf,
 }
 
 impl Programs {
@@ -49,6 +50,7 @@ impl Programs {
             echo: find("bench-echo")?,
             echo_tokio: find("bench-echo-tokio")?,
             daemon: find("bench-daemon")?,
+            launcher: find("bench-launcher")?,
         })
     }
 }

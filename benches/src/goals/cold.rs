@@ -4,9 +4,9 @@
 //! from before the spawn to then; the broker's is from before the client connects until it has read the answer.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpListener;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use crate::broker::{Broker, Kind, Service, facts_of};
 use crate::children::Process;
 use crate::client::{Key, wait_until};
+use crate::echo::WORDS;
 use crate::facts::{Facts, monotonic_ns};
 use crate::folder::Folder;
 use crate::programs::Programs;
@@ -96,6 +97,49 @@ pub(super) fn alone(program: &Path, kind: Kind, delay: Duration, folder: &Folder
     Start { whole: span(ready_ns), to_main: span(main_ns), to_answer: 0.0 }
 }
 
+/// A server that starts the daemon when it is asked for, and does nothing else.
+struct Launcher {
+    process: Process,
+    socket: PathBuf,
+    _folder: Folder,
+}
+
+impl Launcher {
+    fn start(programs: &Programs, delay: Duration) -> Self {
+        let folder = Folder::new();
+        let socket = folder.join("launcher.sock");
+        let mut command = Command::new(&programs.launcher);
+        command.arg(&socket).arg(&programs.daemon).arg("--die-with-parent");
+        command.args(["--delay-ms", &delay.as_millis().to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = Process::start(command, Signal::SIGKILL);
+        wait_until("the launcher listens", || {
+            assert!(!process.has_ended(), "the launcher ended at once");
+            socket.exists()
+        });
+        Self { process, socket, _folder: folder }
+    }
+
+    /// Asks for the daemon, checks that it is new, and has it ended.
+    fn ask(&self) -> Start {
+        let endpoint = Endpoint::Unix { path: format!("{}.daemon", self.socket.display()) };
+        let began = monotonic_ns();
+        let mut stream = UnixStream::connect(&self.socket).expect("the launcher accepts");
+        stream.write_all(&WORDS).expect("the launcher reads");
+        stream.read_exact(&mut [0; WORDS.len()]).expect("the launcher answers");
+        let answered = monotonic_ns();
+        let Facts { main_ns, ready_ns, .. } = facts_of(&endpoint).expect("what is ready answers");
+        assert!(main_ns > began, "a daemon that ran already was taken for a cold one");
+        drop(stream);
+        wait_until("the daemon is gone", || {
+            assert!(!self.process.has_ended(), "the launcher has ended");
+            !Path::new(endpoint.address().as_str()).exists()
+        });
+        let span = |from: u64, to: u64| to as f64 - from as f64;
+        Start { whole: span(began, answered), to_main: span(began, main_ns), to_answer: span(ready_ns, answered) }
+    }
+}
+
 fn remove(path: &Path) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => panic!("`{}` stays: {error}", path.display()),
@@ -108,57 +152,66 @@ fn free_port() -> u16 {
     listener.expect("there is a free port").port()
 }
 
-/// A daemon in turns by hand and through a broker.
-pub(super) struct Race<'a> {
-    pub(super) broker: &'a Broker,
-    pub(super) service: &'a str,
-    pub(super) program: &'a Path,
-    pub(super) kind: Kind,
-    pub(super) delay: Duration,
-    pub(super) rounds: usize,
+/// A daemon in turns by hand, through a broker, and through a bare launcher.
+struct Race<'a> {
+    broker: &'a Broker,
+    service: &'a str,
+    program: &'a Path,
+    kind: Kind,
+    delay: Duration,
+    rounds: usize,
+    launcher: Option<Launcher>,
 }
 
 impl Race<'_> {
-    /// By hand and through the broker, a new key in each round. The first round warms up.
-    pub(super) fn run(&self) -> (Vec<Start>, Vec<Start>) {
+    /// Each in turn, a new key in each round. The first round warms up. What each took: by hand, brokered, launched.
+    fn run(&self) -> [Vec<Start>; 3] {
         let folder = Folder::new();
-        let (mut by_hand, mut brokered) = (Vec::new(), Vec::new());
+        let mut taken = [const { Vec::new() }; 3];
         let warm_up = usize::from(self.delay < Duration::from_millis(100));
+        let contenders = 2 + usize::from(self.launcher.is_some());
         for round in 0..self.rounds + warm_up {
             let key = Key::new(self.service, format!("cold{round}"));
-            let mut starts = [None; 2];
-            for turn in [round % 2, (round + 1) % 2] {
-                starts[turn] = Some(match turn {
-                    0 => alone(self.program, self.kind, self.delay, &folder),
+            for turn in 0..contenders {
+                let contender = (round + turn) % contenders;
+                let start = match (contender, &self.launcher) {
+                    (0, _) => alone(self.program, self.kind, self.delay, &folder),
+                    (2, Some(launcher)) => launcher.ask(),
                     _ => through(self.broker, &key),
-                });
-            }
-            if let (true, [Some(hand), Some(broker)]) = (round >= warm_up, starts) {
-                by_hand.push(hand);
-                brokered.push(broker);
+                };
+                if round >= warm_up {
+                    taken[contender].push(start);
+                }
             }
         }
-        (by_hand, brokered)
+        taken
     }
 
-    pub(super) fn row(&self, what: &str) -> Row {
-        let (by_hand, brokered) = self.run();
+    fn rows(&self, what: &str) -> Vec<Row> {
+        let [by_hand, brokered, launched] = self.run();
         let each = |starts: &[Start], part: fn(&Start) -> f64| starts.iter().map(part).collect::<Vec<_>>();
         let middle = |starts: &[Start], part: fn(&Start) -> f64| Middle::of(&each(starts, part)).median / 1e3;
         let most = match self.kind {
             Kind::Tcp => ADDED_MOST_TCP + ADDED_SHARE_TCP * self.delay.as_nanos() as f64,
             Kind::Unix | Kind::Notify => ADDED_MOST,
         };
-        let whole = |start: &Start| start.whole;
-        let row = Row::difference(4, what, Unit::Time, &each(&by_hand, whole), &each(&brokered, whole));
-        row.bound(Bound::AtMost(most)).note(format!(
-            "to `main` {:.0} µs by hand and {:.0} µs from the Hello; from ready to the answer {:.0} µs; {} of {} answered",
-            middle(&by_hand, |start| start.to_main),
-            middle(&brokered, |start| start.to_main),
-            middle(&brokered, |start| start.to_answer),
-            brokered.len(),
-            self.rounds,
-        ))
+        let compared = |what: &str, starts: &[Start]| {
+            let whole = |start: &Start| start.whole;
+            let row = Row::difference(4, what, Unit::Time, &each(&by_hand, whole), &each(starts, whole));
+            row.note(format!(
+                "to `main` {:.0} µs by hand and {:.0} µs from the Hello; from ready to the answer {:.0} µs; {} of {} answered",
+                middle(&by_hand, |start| start.to_main),
+                middle(starts, |start| start.to_main),
+                middle(starts, |start| start.to_answer),
+                starts.len(),
+                self.rounds,
+            ))
+        };
+        let mut rows = vec![compared(what, &brokered).bound(Bound::AtMost(most))];
+        if !launched.is_empty() {
+            rows.push(compared("(a server that spawns it and passes on that it is ready, the same)", &launched));
+        }
+        rows
     }
 }
 
@@ -193,20 +246,21 @@ pub(crate) fn measure(world: &mut World) -> Vec<Row> {
                 kind,
                 delay,
                 rounds,
+                launcher: (kind == Kind::Notify).then(|| Launcher::start(programs, delay)),
             };
-            rows.push(race.row(&format!("{}, ready after {} ms", kind.word(), delay.as_millis())));
+            rows.extend(race.rows(&format!("{}, ready after {} ms", kind.word(), delay.as_millis())));
         }
     }
     let (kind, delay, rounds) = (Kind::Unix, Duration::ZERO, world.args.pick(20, 60));
-    let race = Race { broker: &broker, service: "big", program: &big, kind, delay, rounds };
-    rows.push(race.row("unix, a program of 128 MB"));
+    let race = Race { broker: &broker, service: "big", program: &big, kind, delay, rounds, launcher: None };
+    rows.extend(race.rows("unix, a program of 128 MB"));
     rows.push(again(&broker, rounds));
     drop(broker);
     let daemon = world.programs.daemon.clone();
     let large = world.large();
     let service = &service_name(kind, delay);
-    let race = Race { broker: large.broker(), service, program: &daemon, kind, delay, rounds };
-    rows.push(race.row(&format!("unix, a broker of {} MB", large.memory().rss >> 20)));
+    let race = Race { broker: large.broker(), service, program: &daemon, kind, delay, rounds, launcher: None };
+    rows.extend(race.rows(&format!("unix, a broker of {} MB", large.memory().rss >> 20)));
     rows
 }
 
