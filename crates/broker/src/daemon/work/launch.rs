@@ -165,12 +165,13 @@ fn launch_at(
         discard(start);
         refusal
     };
-    // Before the log is put in its place: where that fails it tells what the daemon has forked away by then.
+    // While the program is being loaded, of which the facts tell.
+    let settled = output.settle();
     let mut facts = StartFacts::observe(&daemon, &spawned).map_err(|error| {
         given_up(&start, None, failed(format!("cannot look at the process {pid} that was just started"), &error))
     })?;
     facts.cgroup = start.cgroup.clone();
-    if let Err(refusal) = output.settle() {
+    if let Err(refusal) = settled {
         let refusal = given_up(&start, Some(&facts), refusal);
         output.remove();
         return Err(refusal);
