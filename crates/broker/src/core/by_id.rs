@@ -1,11 +1,14 @@
-//! Maps by numbers that the broker gave out itself, one after the other.
+//! Maps and sets of numbers that the broker gave out itself, one after the other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// A client cannot choose these numbers, so their hash need not be hard to guess: it puts neighbours side by side, who
 /// came together and mostly go together.
 pub(crate) type ById<K, V> = HashMap<K, V, BuildHasherDefault<InOrder>>;
+
+/// The same of numbers alone.
+pub(crate) type IdSet<K> = HashSet<K, BuildHasherDefault<InOrder>>;
 
 /// The hash of a number.
 #[derive(Debug, Default, Clone, Copy)]

@@ -29,4 +29,4 @@ mod waiters;
 
 pub(crate) use time::{Timestamp, millis, millis_up};
 
-pub(crate) use by_id::ById;
+pub(crate) use by_id::{ById, IdSet};

@@ -12,7 +12,6 @@ mod requests;
 mod tests;
 mod words;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use broker_proto::Refusal;
@@ -22,11 +21,11 @@ use self::failure::Failure;
 pub(crate) use self::memory::{Memory, Phase};
 pub(crate) use self::requests::quarantined;
 pub(crate) use self::words::{Effect, Event, Happening, News, Policies, Progress, RETRY_HINT, Trace, View, Why, Word};
-use super::Timestamp;
 use super::readiness::Readiness;
 use super::recovery::{self, Budget};
 use super::waiters::Waiters;
 pub(crate) use super::waiters::{Ticket, Waiter};
+use super::{IdSet, Timestamp};
 
 /// While somebody is still connected to a backend whose time is over, look again this often at most.
 const IDLE_RECHECK: Duration = Duration::from_secs(1);
@@ -42,7 +41,7 @@ pub(crate) struct Backend {
     attempt: u32,
     budget: Budget,
     draining: bool,
-    holds: BTreeSet<Ticket>,
+    holds: IdSet<Ticket>,
     state: State,
     /// When the state began.
     since: Timestamp,
@@ -153,7 +152,7 @@ impl Backend {
             attempt: 0,
             budget: Budget::default(),
             draining: false,
-            holds: BTreeSet::new(),
+            holds: IdSet::default(),
             state: State::Inactive { not_before: None },
             since: now,
             status: None,
