@@ -135,11 +135,13 @@ fn sighup_reloads() {
 
 fn a_directory_of_versions_is_read() {
     let setup = Setup::new();
-    for version in ["1.2.0", "1.10.0", "not-a-version"] {
-        let folder = setup.folder().join("opt").join(version).join("bin");
+    let opt = setup.folder().join("opt");
+    let install = |version: &str| {
+        let folder = opt.join(version).join("bin");
         fs::create_dir_all(&folder).expect("the folder takes folders");
         std::os::unix::fs::symlink(fake_backend(), folder.join("daemon")).expect("a link");
-    }
+    };
+    ["1.2.0", "1.10.0", "not-a-version"].into_iter().for_each(install);
     let (pattern, program) = (setup.path("opt/*"), setup.path("opt/{version}/bin/daemon"));
     let command = format!("command = [{program:?}, \"--listen\", \"{{endpoint}}\"]");
     let service = Service::named("x").toml(&format!("[versions]\ndirectory = {pattern:?}\n{command}"));
@@ -149,6 +151,13 @@ fn a_directory_of_versions_is_read() {
     let program = broker.path("opt/1.10.0/bin/daemon").display().to_string();
     assert_eq!(broker.dial(&backend).facts()["arguments"][0], program);
     assert_eq!(broker.resolve("x@~1.2")["version"], "1.2.0");
+    // The same words mean another version once there is one, and the old one when it is gone.
+    install("1.11.0");
+    let _ = broker.ctl(&["reload"]).done();
+    assert_eq!(broker.resolve("x")["version"], "1.11.0");
+    fs::remove_dir_all(opt.join("1.11.0")).expect("the folder is there");
+    let _ = broker.ctl(&["reload"]).done();
+    assert_eq!(broker.resolve("x")["version"], "1.10.0");
 }
 
 fn files_that_others_can_write_are_not_loaded() {

@@ -20,6 +20,7 @@ use super::fd_store::FdStore;
 use super::hosted::Hosted;
 use super::ledger::Here;
 use super::listener::Door;
+use super::lookups::Lookups;
 use super::mail::Mail;
 use super::mains::Mains;
 use super::manager::Manager;
@@ -85,6 +86,8 @@ pub(super) struct Driver {
     pub(super) spares: Spares,
     pub(super) cgroups: Cgroups,
     pub(super) catalog: Catalog,
+    /// What Hellos have named of this catalogue.
+    pub(super) lookups: Lookups<BackendId>,
     pub(super) registry: Registry,
     pub(super) hosted: ById<BackendId, Box<Hosted>>,
     pub(super) asked: ById<Ticket, Asked>,
@@ -197,6 +200,7 @@ impl Driver {
                 places,
                 cgroups,
                 catalog,
+                lookups: Lookups::new(),
                 registry: Registry::new(config.limits.backends),
                 config,
                 hosted: ById::default(),

@@ -26,6 +26,7 @@ mod ledger;
 mod listener;
 mod log;
 mod logs;
+mod lookups;
 mod mail;
 mod mains;
 mod manager;

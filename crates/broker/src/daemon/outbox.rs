@@ -95,7 +95,7 @@ impl Outbox {
     /// Where bytes are appended. What was sent goes once it is more than the rest, so that each byte is moved once at most.
     fn room(&mut self) -> &mut Vec<u8> {
         if self.bytes.capacity() == 0 {
-            self.bytes.reserve(ANSWER_USUAL);
+            self.bytes = Vec::with_capacity(ANSWER_USUAL);
         }
         if self.sent > self.kept() {
             self.bytes.drain(..self.sent);

@@ -71,6 +71,7 @@ impl Driver {
         let services = if new.len() == 1 { "service" } else { "services" };
         let outcome = format!("reloaded {} {services}{}", new.len(), numbers.collect::<String>());
         self.catalog = catalog;
+        self.lookups.clear();
         self.log_problems();
         self.redefine_changed();
         self.tell_reloaded(outcome);

@@ -56,6 +56,34 @@ impl Driver {
 
     fn hello(&mut self, session: &Session, hello: &HelloRef<'_>) -> Result<(), Box<Refusal>> {
         self.check_serving()?;
+        let uid = self.uid;
+        let admitted = |rules: &AccessRules| match hello.delivery {
+            Delivery::Endpoint => admit(&session.peer, uid, rules),
+            Delivery::Connected => admit_connected(&session.peer, uid, rules),
+        };
+        let known = self.lookups.find(hello).filter(|id| self.registry.get(*id).is_some());
+        let id = match (known, self.catalog.services.get(hello.service)) {
+            (Some(id), Some(service)) => {
+                admitted(&service.access).map_err(rejected)?;
+                id
+            }
+            _ => self.look_up(hello, admitted)?,
+        };
+        let kind = Kind::Hello(hello.delivery);
+        let waiter = self.ask(session.id, hello.request_id, id, kind, hello.deadline_ms)?;
+        match hello.found_dead {
+            Some(generation) => self.hello_after(id, generation, waiter),
+            None => self.dispatch(id, Event::Hello(waiter)),
+        }
+        Ok(())
+    }
+
+    /// The backend that a Hello names, registered if it is new.
+    fn look_up(
+        &mut self,
+        hello: &HelloRef<'_>,
+        admitted: impl FnOnce(&AccessRules) -> Result<(), Rejection>,
+    ) -> Result<BackendId, Box<Refusal>> {
         let malformed = |error: &dyn std::fmt::Display| Box::new(Refusal::new(Code::Malformed, error.to_string()));
         let instance = InstanceName::parse(hello.instance).map_err(|e| malformed(&e))?;
         let service = match self.catalog.services.get(hello.service) {
@@ -64,18 +92,10 @@ impl Driver {
         };
         let requirement = Requirement::parse(hello.version_requirement).map_err(|e| malformed(&e))?;
         let service = service.map_err(|unknown| self.service_unknown(&unknown))?;
-        let definition = choose_daemon(service, &requirement, |rules| match hello.delivery {
-            Delivery::Endpoint => admit(&session.peer, self.uid, rules),
-            Delivery::Connected => admit_connected(&session.peer, self.uid, rules),
-        })?;
+        let definition = choose_daemon(service, &requirement, admitted)?;
         let id = self.open(instance, &definition)?;
-        let kind = Kind::Hello(hello.delivery);
-        let waiter = self.ask(session.id, hello.request_id, id, kind, hello.deadline_ms)?;
-        match hello.found_dead {
-            Some(generation) => self.hello_after(id, generation, waiter),
-            None => self.dispatch(id, Event::Hello(waiter)),
-        }
-        Ok(())
+        self.lookups.note(hello, id);
+        Ok(id)
     }
 
     pub(super) fn check_serving(&self) -> Result<(), Box<Refusal>> {
@@ -213,6 +233,10 @@ impl Driver {
     }
 }
 
+fn rejected(rejection: Rejection) -> Box<Refusal> {
+    Box::new(Refusal::new(Code::PeerRejected, rejection.to_string()))
+}
+
 /// Asks whether the peer may have a service that is a daemon, and picks a version.
 pub(super) fn choose_daemon(
     service: &Service,
@@ -224,7 +248,7 @@ pub(super) fn choose_daemon(
         let reason = format!("`{name}` is a process and not a daemon: `brokerctl run {name}` runs it");
         return Err(Box::new(Refusal::new(Code::ServiceUnknown, reason)));
     };
-    admitted(&service.access).map_err(|rejection| Box::new(Refusal::new(Code::PeerRejected, rejection.to_string())))?;
+    admitted(&service.access).map_err(rejected)?;
     choose_among(service, versions, requirement)
 }
 
