@@ -256,18 +256,7 @@ impl Driver {
         let Running { main, facts, tree, stream, start, .. } = *running;
         let (main, facts) = (Some(main), Some(facts));
         let Start { log, record, cgroup, .. } = Arc::unwrap_or_clone(start);
-        let ending = Ending {
-            main,
-            facts,
-            tree,
-            socket,
-            log,
-            stream,
-            is_explained: false,
-            record,
-            cgroup,
-            is_taken_down: false,
-        };
+        let ending = Ending { main, facts, tree, socket, log, stream, is_explained: false, record, cgroup };
         self.end_with(id, generation, ending);
     }
 
@@ -276,7 +265,6 @@ impl Driver {
         // Nothing that was registered is forgotten.
         let Some((key, backend)) = self.registry.get(id) else { return };
         ending.is_explained = backend.will_refuse();
-        ending.is_taken_down = self.cgroups.are_closing();
         let (key, mains) = (Arc::new(key.clone()), self.mains.clone());
         // Shared, so that it is not lost with a job that no thread takes.
         let ending = Arc::new(Mutex::new(Some(ending)));

@@ -280,16 +280,5 @@ fn remains(
     let log = start.and_then(|start| start.log.clone());
     let record = start.and_then(|start| start.record.clone());
     let cgroup = start.and_then(|start| start.cgroup.clone());
-    Ending {
-        main,
-        facts,
-        tree: Tree::default(),
-        socket,
-        log,
-        stream: None,
-        is_explained: false,
-        record,
-        cgroup,
-        is_taken_down: false,
-    }
+    Ending { main, facts, tree: Tree::default(), socket, log, stream: None, is_explained: false, record, cgroup }
 }

@@ -110,8 +110,6 @@ pub(super) struct Ending {
     pub(super) record: Option<PathBuf>,
     /// What all of it lives in, but for what has left it on purpose.
     pub(super) cgroup: Option<Leaf>,
-    /// The service manager removes it with the unit. It walks through that just now, and stops where one is gone.
-    pub(super) is_taken_down: bool,
 }
 
 /// What became of it.
@@ -126,7 +124,7 @@ pub(super) struct Finished {
 
 /// Ends a generation and looks at what it left.
 pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &Mains) -> Finished {
-    let Ending { main, facts, tree, socket, log, stream, is_explained, record, cgroup, is_taken_down } = ending;
+    let Ending { main, facts, tree, socket, log, stream, is_explained, record, cgroup } = ending;
     failpoint::reached("before-end");
     let main_pid = main.as_ref().map(|main| main.pid);
     let is_other = |pid| Some(pid) != main_pid && mains.contains(pid);
@@ -142,7 +140,7 @@ pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &
     };
     remaining.retain(|pid| !others.contains(pid));
     remaining.extend(others);
-    if let Some(cgroup) = cgroup.filter(|_| remaining.is_empty() && !is_taken_down) {
+    if let Some(cgroup) = cgroup.filter(|_| remaining.is_empty()) {
         cgroup.remove();
     }
     if let Some(pid) = main_pid.filter(|pid| !remaining.contains(pid)) {

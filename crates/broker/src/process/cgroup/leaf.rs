@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::end::{end, kill};
-use super::hierarchy;
+use super::{hierarchy, unit};
 
 /// How often the removal of a cgroup is tried whose last process is only just gone, and how long after the last time.
 const REMOVE_TRIES: u32 = 20;
@@ -84,8 +84,13 @@ impl Leaf {
 
     /// The unit of systemd's that it is below, if it is below one.
     pub(crate) fn unit(&self) -> Option<&str> {
-        let names = self.path.components().rev().filter_map(|component| component.as_os_str().to_str());
-        names.skip(1).find(|name| name.ends_with(".service") || name.ends_with(".scope"))
+        self.path.ancestors().skip(1).filter_map(name).find(|name| is_unit(name))
+    }
+
+    /// Whether the unit that it is below is being taken down.
+    fn is_taken_down(&self) -> bool {
+        let unit = self.folder.ancestors().skip(1).find(|above| name(above).is_some_and(is_unit));
+        unit.and_then(unit::is_closing).unwrap_or_default()
     }
 
     /// Opens it, for what is to begin in it.
@@ -135,8 +140,12 @@ impl Leaf {
     }
 
     /// Removes it. Nothing may live in it any more.
+    ///
+    /// Of a unit that is taken down it is left to the service manager, which removes all there is. systemd tells all
+    /// processes cgroup by cgroup; if one vanishes under its eyes it takes none for left, and kills instead of waiting.
+    /// Whose end it brought about that way sees here that the unit goes.
     pub(crate) fn remove(&self) {
-        if !self.is_there() {
+        if !self.is_there() || self.is_taken_down() {
             return;
         }
         for _ in 1..REMOVE_TRIES {
@@ -150,6 +159,15 @@ impl Leaf {
             tracing::debug!(%error, cgroup = %self.folder.display(), "cannot remove a cgroup yet");
         }
     }
+}
+
+fn name(folder: &Path) -> Option<&str> {
+    folder.file_name()?.to_str()
+}
+
+/// Whether a cgroup of that name is a unit's that processes live in.
+fn is_unit(name: &str) -> bool {
+    [".service", ".scope"].iter().any(|kind| name.ends_with(kind))
 }
 
 /// The number by which the kernel tells a cgroup from all others of this boot.
@@ -183,6 +201,7 @@ fn gather(folder: &Path, found: &mut Vec<Pid>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::unit::tests::kept_by;
     use super::*;
 
     #[test]
@@ -195,5 +214,21 @@ mod tests {
         assert_eq!(unit(backends).as_deref(), Some("brokerd-backends.service"));
         assert_eq!(unit("/user.slice/session-2.scope/broker-1f/x@1.0.0~a.service").as_deref(), Some("session-2.scope"));
         assert_eq!(unit("/x@1.0.0~a.service"), None);
+    }
+
+    #[test]
+    fn what_is_taken_down_is_left_to_whoever_takes_it_down() {
+        let root = tempfile::tempdir().unwrap();
+        let unit = root.path().join("brokerd-backends.service");
+        kept_by(&unit, std::process::id());
+        let above = Above { folder: &unit, path: Path::new("/brokerd-backends.service"), inode: inode(&unit).unwrap() };
+        let attempt = Leaf::make(above, "run~job.1").unwrap();
+        let command = attempt.make_below("command").unwrap();
+        kept_by(&unit, i32::MAX.unsigned_abs());
+        [&command, &attempt].into_iter().for_each(Leaf::remove);
+        assert!(command.is_there() && attempt.is_there());
+        kept_by(&unit, std::process::id());
+        [&command, &attempt].into_iter().for_each(Leaf::remove);
+        assert!(!command.is_there() && !attempt.is_there());
     }
 }

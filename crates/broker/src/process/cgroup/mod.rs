@@ -8,6 +8,7 @@ pub(crate) mod hierarchy;
 mod leaf;
 mod limits;
 mod place;
+mod unit;
 #[cfg(test)]
 pub(crate) use self::place::testing;
 

@@ -4,20 +4,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::Signal;
-use nix::unistd::{AccessFlags, Pid, access};
+use nix::unistd::{AccessFlags, access};
 
 use super::hierarchy::{self, NoCgroup};
 use super::leaf::{self, Above, Leaf, inode};
-use super::{KEEPER, LIMITING, limits};
+use super::{KEEPER, LIMITING, limits, unit};
 use crate::core::limits::{Limits, Unenforced};
-use crate::process::identity::is_condemned;
 
 /// What stands before the folder of a broker that makes its place itself.
 const OWN: &str = "broker-";
-
-/// The signals by which a keeper ends.
-const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL];
 
 /// A place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,23 +126,10 @@ impl Place {
         self.kind == Kind::Unit
     }
 
-    /// Whether the unit is being taken down around what lives there, or is down: its keeper is gone, or was told to go.
-    ///
-    /// The keeper is told first. systemd signals a unit's main process before all others, for a stop and for `systemctl
-    /// kill`; `cgroup.kill` goes by age, and nobody came before the keeper. So who saw another end can see it.
+    /// Whether it is a unit's that is being taken down around what lives there, or is down.
     pub(crate) fn is_closing(&self) -> bool {
-        if self.kind != Kind::Unit {
-            return false;
-        }
-        match fs::read_to_string(self.folder.join(KEEPER).join("cgroup.procs")) {
-            // One of another pid namespace has the number 0, and is not looked at.
-            Ok(keepers) => keepers
-                .lines()
-                .filter_map(|line| line.parse().ok())
-                .all(|number| number > 0 && is_condemned(Pid::from_raw(number), &ENDING)),
-            // Kept by somebody else, or there no more.
-            Err(_) => !self.is_there(),
-        }
+        // What nobody keeps is kept by somebody else, or there no more.
+        self.kind == Kind::Unit && unit::is_closing(&self.folder).unwrap_or_else(|| !self.is_there())
     }
 
     /// Makes the cgroup of one start.
