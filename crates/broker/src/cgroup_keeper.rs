@@ -1,7 +1,8 @@
 //! The keeper of the backends' cgroup: `brokerd --keep-cgroup`, the main process of the unit that the backends live below.
 //!
 //! It is `brokerd` itself, played before anything of the broker is set up, as small as it can be: it lives as long as
-//! the unit. It makes the unit's cgroup fit for leaves and then waits to be told to go. It starts, watches and ends nobody.
+//! the unit. It makes the unit's cgroup fit for leaves, waits to be told to go, and goes when all others have. It starts and
+//! ends nobody.
 
 use std::error::Error as _;
 use std::ffi::OsString;
@@ -11,6 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,6 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use sd_notify::NotifyState;
 
 use crate::process::cgroup::hierarchy::{self, NoCgroup};
+use crate::process::cgroup::unit::outlast_the_others;
 use crate::process::cgroup::{KEEPER, LIMITING};
 
 /// The option that makes a brokerd a keeper. It stands alone.
@@ -26,6 +29,10 @@ const MODE: &str = "--keep-cgroup";
 
 /// It is not in a unit made for this; as sysexits.h has it, something is set up wrongly, and trying again does not help.
 const EXIT_NOT_DELEGATED: u8 = 78;
+
+/// How long the others may take to end. Longer than `TimeoutStopSec=` of the unit, so that it is systemd that loses patience
+/// with those that it stops. A keeper that was told alone goes then, and systemd asks the others.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 #[derive(Debug, thiserror::Error)]
 enum KeeperError {
@@ -77,7 +84,8 @@ fn keep() -> Result<(), KeeperError> {
         // A machine without cgroup2: the broker, which asks for this unit, makes do with process groups there.
         Err(error) if std::env::var_os("NOTIFY_SOCKET").is_some() => {
             anstream::eprintln!("brokerd: warning: there is no cgroup to keep: {error}");
-            return keep_until(&end, &format!("Keeping nothing: {error}"));
+            keep_until(&end, &format!("Keeping nothing: {error}"));
+            return Ok(());
         }
         Err(error) => return Err(error.into()),
     };
@@ -101,11 +109,15 @@ fn keep() -> Result<(), KeeperError> {
         true => "Keeping the cgroup of the backends; no limits can be enforced here".to_owned(),
         false => format!("Keeping the cgroup of the backends; limits: {}", enabled.join(", ")),
     };
-    keep_until(&end, &status)
+    keep_until(&end, &status);
+    // systemd, once the main process of a unit that it stops has ended, asks all others to end for a second time, which to
+    // many a daemon says that it is to give up. Who was asked together with the keeper has the unit's time to end in.
+    outlast_the_others(&unit, PATIENCE);
+    Ok(())
 }
 
-/// Says that all is in place, and waits for the end.
-fn keep_until(end: &SigSet, status: &str) -> Result<(), KeeperError> {
+/// Says that all is in place, and waits to be told to go.
+fn keep_until(end: &SigSet, status: &str) {
     if let Err(error) = sd_notify::notify(&[NotifyState::Status(status), NotifyState::Ready]) {
         anstream::eprintln!("brokerd: warning: cannot notify the service manager: {error}");
     }
@@ -123,7 +135,6 @@ fn keep_until(end: &SigSet, status: &str) -> Result<(), KeeperError> {
     if signal.is_err() {
         while end.wait().is_err() {}
     }
-    Ok(())
 }
 
 /// Whether the service manager has given the cgroup away, and to us alone. It says so in an attribute of the folder, which

@@ -5,6 +5,7 @@
 mod access;
 mod cgroups;
 mod installing;
+mod keeper;
 mod logs;
 mod manager;
 mod packaging;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         (installing::TRIALS, machine_lacks(&["systemd-analyze"])),
         (cgroups::with_controllers::TRIALS, cgroups::with_controllers::hindrance()),
         (cgroups::TRIALS, None),
+        (keeper::TRIALS, None),
         (restarts::TRIALS, None),
         (manager::TRIALS, None),
         (access::TRIALS, machine_lacks(&["useradd"])),

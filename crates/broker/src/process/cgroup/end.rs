@@ -38,7 +38,7 @@ pub(super) fn kill(leaf: &Leaf) -> io::Result<()> {
 pub(super) fn end(leaf: &Leaf, patience: Duration) -> Vec<Pid> {
     let deadline = Instant::now() + patience;
     match kill(leaf) {
-        Ok(()) if wait(leaf.folder(), "populated 0", deadline) => Vec::new(),
+        Ok(()) if is_empty_by(leaf.folder(), deadline) => Vec::new(),
         Ok(()) => leaf.members(),
         Err(_) => end_in_rounds(leaf, deadline),
     }
@@ -59,13 +59,18 @@ fn end_in_rounds(leaf: &Leaf, deadline: Instant) -> Vec<Pid> {
             }
         }
         let _ = freeze("0");
-        if wait(leaf.folder(), "populated 0", deadline.min(Instant::now() + ROUND_PATIENCE)) {
+        if is_empty_by(leaf.folder(), deadline.min(Instant::now() + ROUND_PATIENCE)) {
             return Vec::new();
         }
         if Instant::now() >= deadline {
             return members;
         }
     }
+}
+
+/// Whether nobody lives in a cgroup or below, or does not any more by then.
+pub(super) fn is_empty_by(folder: &Path, deadline: Instant) -> bool {
+    wait(folder, "populated 0", deadline)
 }
 
 /// Waits until `cgroup.events` says that, as the kernel announces it; `false` if it does not in time. A cgroup that is

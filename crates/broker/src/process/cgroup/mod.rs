@@ -8,7 +8,7 @@ pub(crate) mod hierarchy;
 mod leaf;
 mod limits;
 mod place;
-mod unit;
+pub(crate) mod unit;
 #[cfg(test)]
 pub(crate) use self::place::testing;
 
