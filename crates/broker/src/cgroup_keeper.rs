@@ -15,11 +15,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::pipe2;
 use sd_notify::NotifyState;
 
+use crate::net::service_manager;
 use crate::process::cgroup::hierarchy::{self, NoCgroup};
 use crate::process::cgroup::unit::outlast_the_others;
 use crate::process::cgroup::{KEEPER, LIMITING};
@@ -33,6 +36,9 @@ const EXIT_NOT_DELEGATED: u8 = 78;
 /// How long the others may take to end. Longer than `TimeoutStopSec=` of the unit, so that it is systemd that loses patience
 /// with those that it stops. A keeper that was told alone goes then, and systemd asks the others.
 const PATIENCE: Duration = Duration::from_secs(45);
+
+/// How long the service manager may take to hear. Shorter than it waits for a unit to start, by default 90 s.
+const MANAGER_PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 enum KeeperError {
@@ -92,6 +98,9 @@ fn keep() -> Result<(), KeeperError> {
     if !is_delegated(&unit) {
         return Err(KeeperError::NotDelegated(unit));
     }
+    if let Err(error) = wait_for_the_manager() {
+        anstream::eprintln!("brokerd: warning: cannot wait for the service manager: {error}");
+    }
     let leaf = unit.join(KEEPER);
     match fs::create_dir(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -114,6 +123,24 @@ fn keep() -> Result<(), KeeperError> {
     // many a daemon says that it is to give up. Who was asked together with the keeper has the unit's time to end in.
     outlast_the_others(&unit, PATIENCE);
     Ok(())
+}
+
+/// Waits until the service manager hears, as `sd_notify_barrier(3)` does: it closes the descriptor once it comes to this
+/// message.
+///
+/// A process moves itself into its unit's cgroup before it executes its program, and systemd moves it there once more after
+/// the fork. If it is the slower one it fetches the keeper out of its leaf again, and the unit seems to have none. By the
+/// time it hears it has done so.
+fn wait_for_the_manager() -> io::Result<()> {
+    let (heard, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+    // Where there is no manager nothing is sent.
+    service_manager::tell("BARRIER=1\n", &[theirs.as_fd()], MANAGER_PATIENCE)?;
+    drop(theirs);
+    let patience = PollTimeout::try_from(MANAGER_PATIENCE).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(heard.as_fd(), PollFlags::empty())], patience)? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Says that all is in place, and waits to be told to go.
