@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgrp};
 
+use super::census;
 use super::exit::{Exit, peek};
 use super::identity::{self, Identity, Stat, open_if, stat};
 use super::kernel::{has_ended, pidfd_signal, reap, wait_ended};
@@ -180,11 +181,17 @@ impl Doomed<'_> {
         let Ok(listed) = orphans() else { return (Vec::new(), true) };
         let orphans: HashSet<Pid> = listed.into_iter().filter(|pid| !(self.is_other)(*pid)).collect();
         // Of a backend that is no child of ours the orphans went elsewhere.
-        let others =
-            if pinned { identity::below(orphans.iter().copied().chain(self.tree.alive())) } else { identity::all() };
-        let Ok(others) = others else { return (Vec::new(), true) };
         let known: HashSet<Pid> = all.iter().map(|process| process.pid).collect();
-        all.extend(others.into_iter().filter(|process| !known.contains(&process.pid)));
+        let is_new = |process: &Stat| !known.contains(&process.pid);
+        if pinned {
+            let Ok(others) = identity::below(orphans.iter().copied().chain(self.tree.alive())) else {
+                return (Vec::new(), true);
+            };
+            all.extend(others.into_iter().filter(is_new));
+        } else {
+            let Ok(others) = census::look() else { return (Vec::new(), true) };
+            all.extend(others.iter().filter(|process| is_new(process)));
+        }
         // The facts are the main process's own if its number was taken, by itself, until they had been read.
         let main = all.iter().find(|process| process.pid == self.main);
         let main = main.filter(|_| pinned || !has_ended(self.pidfd));
@@ -196,7 +203,10 @@ impl Doomed<'_> {
             (is_orphan && start.evidence(process).is_some_and(Evidence::suffices_to_end))
                 || (is_foreign && start.proof(process, main.is_some_and(|m| m.session == start.leader.pid)).is_some())
         };
-        let may_be_stray = |process: &Stat| is_foreign || orphans.contains(&process.pid);
+        let may_be_stray = |process: &Stat| {
+            self.start.is_some_and(|start| start.may_have_begun(process))
+                && (is_foreign || orphans.contains(&process.pid))
+        };
         let spared = |pid: Pid| pid == self.main || pid == Pid::this() || (self.is_other)(pid);
         let mut roots: Vec<Pid> = self.tree.alive().chain(main.map(|main| main.pid)).collect();
         let mut strays = HashMap::new();
@@ -229,6 +239,9 @@ fn shares_group(process: &Stat, main: &Stat) -> bool {
 
 /// The processes of the list that are among the roots or descend from them.
 fn with_descendants(roots: Vec<Pid>, all: &[Stat]) -> Vec<Stat> {
+    if roots.is_empty() {
+        return Vec::new();
+    }
     let mut children: HashMap<Pid, Vec<&Stat>> = HashMap::new();
     for process in all {
         children.entry(process.parent).or_default().push(process);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::census;
 use super::identity::{self, Stat, open_if};
 use super::kernel::{pidfd_signal, wait_ended};
 use super::start::StartFacts;
@@ -52,9 +53,11 @@ pub(crate) fn end_start(facts: &StartFacts, is_other: &dyn Fn(Pid) -> bool, pati
     let deadline = Instant::now() + patience;
     loop {
         let is_proved = |process: &Stat| facts.proof(process, false).is_some();
-        let found: Vec<_> = identity::all()
-            .unwrap_or_default()
-            .into_iter()
+        let all = census::look();
+        let found: Vec<_> = all
+            .iter()
+            .flat_map(|all| all.iter())
+            .filter(|process| facts.may_have_begun(process))
             .filter(|process| process.pid != Pid::this() && !is_other(process.pid))
             // The pidfd comes before the facts that condemn it.
             .filter_map(|process| open_if(process.pid, is_proved).ok().flatten())
@@ -77,7 +80,7 @@ pub(crate) fn end_start(facts: &StartFacts, is_other: &dyn Fn(Pid) -> bool, pati
 /// forked away has become while no broker looked.
 pub(crate) fn heirs(facts: &StartFacts, all: &[Stat]) -> Vec<(Stat, OwnedFd)> {
     let is_proved = |process: &Stat| facts.proof(process, false).is_some();
-    let candidates = all.iter().filter(|process| process.start_time >= facts.leader.start_time);
+    let candidates = all.iter().filter(|process| facts.may_have_begun(process));
     let mut found: Vec<_> = candidates
         .filter(|process| process.pid != Pid::this())
         .filter_map(|process| open_if(process.pid, is_proved).ok().flatten())

@@ -4,6 +4,7 @@
 //! the driver's thread, except where a function says that it belongs there, and those never block.
 
 pub(crate) mod boot;
+pub(crate) mod census;
 pub(crate) mod cgroup;
 pub(crate) mod exit;
 pub(crate) mod forked;

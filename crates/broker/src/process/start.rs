@@ -120,13 +120,18 @@ impl StartFacts {
         }
     }
 
+    /// Whether a process is young enough to belong to this start: a reason to look at it closer, and none to end it.
+    pub(crate) fn may_have_begun(&self, process: &Stat) -> bool {
+        process.start_time >= self.leader.start_time
+    }
+
     /// The strongest evidence that a process belongs to this start. Open its pidfd first.
     ///
     /// The two weak kinds are void where something speaks for another start: an output that is another file, or another
     /// notify socket. They are void, too, where the start has a cgroup: whoever is of it and was moved away since has other
     /// evidence, and the same program elsewhere is another start's.
     pub(crate) fn evidence(&self, process: &Stat) -> Option<Evidence> {
-        if process.start_time < self.leader.start_time {
+        if !self.may_have_begun(process) {
             return None;
         }
         if self.is_in_its_cgroup(process.pid) {
@@ -155,7 +160,7 @@ impl StartFacts {
     /// Once nobody is left in a session its number may become that of a stranger's. `session_is_held` says that somebody
     /// is in it who is proved to be of the start; otherwise only who runs the same program there is held for one.
     pub(crate) fn proof(&self, process: &Stat, session_is_held: bool) -> Option<Evidence> {
-        if process.start_time < self.leader.start_time {
+        if !self.may_have_begun(process) {
             return None;
         }
         if self.is_in_its_cgroup(process.pid) {

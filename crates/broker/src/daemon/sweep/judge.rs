@@ -13,6 +13,7 @@ use crate::core::backend::Phase;
 use crate::daemon::ledger::{Here, Start};
 use crate::daemon::perform::serves;
 use crate::journald::stream::{self, Stream};
+use crate::process::census;
 use crate::process::cgroup::Leaf;
 use crate::process::identity::{self, Identity, Stat};
 use crate::process::kernel::{has_ended, pidfd_open};
@@ -215,7 +216,7 @@ pub(in crate::daemon) fn seek_daemon_left_by(
     was: Was,
     endpoint: &Endpoint,
 ) -> Vec<(Stat, OwnedFd)> {
-    let look = || daemon_left_by(facts, &identity::all().unwrap_or_default(), was, Some(endpoint));
+    let look = || census::look().map(|all| daemon_left_by(facts, &all, was, Some(endpoint))).unwrap_or_default();
     let mut found = look();
     for _ in 0..LOOKS_FOR_HEIRS {
         if !found.is_empty() || !may_be_there(facts.cgroup.as_ref()) {
