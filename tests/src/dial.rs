@@ -64,7 +64,7 @@ impl Connection {
     /// The next line, without its end.
     ///
     /// # Errors
-    /// The backend is gone, or says nothing for a minute.
+    /// The backend is gone, or says nothing for [`BOUND`].
     pub fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.input.read_line(&mut line)? == 0 {
@@ -76,7 +76,7 @@ impl Connection {
     /// Reads exactly so many bytes.
     ///
     /// # Errors
-    /// The backend is gone, or says nothing for a minute.
+    /// The backend is gone, or says nothing for [`BOUND`].
     pub fn bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; count];
         self.input.read_exact(&mut bytes)?;

@@ -36,6 +36,12 @@ pub(crate) fn eager(broker: &Broker) -> Builder {
     Client::builder().socket(broker.socket()).reconnect(config.expect("sound settings")).deadline(BOUND)
 }
 
+/// The same for one that may be unlucky for long: brokers come and go faster than it is answered. The trial has bounds of
+/// its own.
+pub(crate) fn undaunted(broker: &Broker) -> Builder {
+    eager(broker).deadline(Duration::from_secs(24 * 60 * 60))
+}
+
 /// The process at the other end.
 pub(crate) async fn who(stream: &mut BackendStream) -> io::Result<u64> {
     stream.write_all(b"who\n").await?;

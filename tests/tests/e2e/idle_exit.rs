@@ -17,7 +17,8 @@ trials![
     the_time_needs_a_unit_and_is_not_zero,
 ];
 
-/// Longer than a busy machine takes from one command of a test to the next.
+/// Longer than a busy machine takes from one line of a test to the next. From one command to the next a session keeps the
+/// broker.
 const IDLE: &str = "2s";
 
 fn setup(services: &[&Service]) -> Setup {
@@ -52,7 +53,9 @@ fn a_broker_that_nobody_ever_used_leaves() {
 fn a_broker_that_nobody_uses_ends_its_backends_and_leaves() {
     let config = Setup::new().config("idle_exit = \"2s\"\n");
     let broker = config.service(&Service::fake("x", &["--workers", "2"])).start();
+    let session = broker.session();
     assert_eq!(broker.resolve("x")["state"], "ready", "which has no idle timeout");
+    drop(session);
     left_well(broker, &["x"]);
 }
 
@@ -71,8 +74,10 @@ fn a_client_that_is_connected_to_a_backend_keeps_the_broker() {
     let port = Service::fake("port", &[]).toml("[endpoint]\nkind = \"tcp\"");
     let broker = setup(&[&Service::fake("path", &[]), &port]).start();
     for service in ["path", "port"] {
+        let session = broker.session();
         let mut connection = broker.dial(&broker.resolve(service));
         let _ = connection.ask("hello").expect("served");
+        drop(session);
         wait_until("the broker found it in use, twice", || found_in_use(&broker, service) >= 2);
         let _ = connection.ask("still there").expect("served");
     }
@@ -83,8 +88,10 @@ fn a_backend_that_is_starting_keeps_the_broker() {
     let setup = setup(&[]);
     let gate = setup.path("gate");
     let broker = setup.service(&Service::fake("slow", &["--ready-when", &gate])).start();
+    let session = broker.session();
     let client = broker.ctl_in_background(&["resolve", "slow"]);
     broker.wait_state("slow", "starting");
+    drop(session);
     client.signal(Signal::SIGKILL);
     let _ = client.finish();
     wait_until("the broker found it in use", || found_in_use(&broker, "slow") >= 1);
@@ -95,7 +102,9 @@ fn a_backend_that_is_starting_keeps_the_broker() {
 fn who_comes_while_it_leaves_is_told_to_come_back() {
     let deaf = Service::fake("deaf", &["--ignore-term"]).toml("[lifecycle]\nstop_timeout = \"10s\"");
     let broker = setup(&[&deaf]).start();
+    let session = broker.session();
     let _ = broker.resolve("deaf");
+    drop(session);
     wait_until("the broker leaves", || broker.log().contains("it leaves"));
     let mut late = broker.session();
     let comes_back = |message: &ServerMessage| match message {

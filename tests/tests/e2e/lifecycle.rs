@@ -50,7 +50,12 @@ fn a_held_or_connected_backend_is_never_idle() {
     let broker = Broker::start(&[&services[0], &services[1], &services[2], &port]);
     let mut session = broker.session();
     let _ = session.hold("held");
-    let mut connections = ["connected", "port"].map(|name| broker.dial(&broker.resolve(name)));
+    let mut connections = ["connected", "port"].map(|name| {
+        // Held until somebody is connected: from one command to the next it may be idle for too long.
+        let mut holder = broker.session();
+        let _ = holder.hold(name);
+        broker.dial(&broker.backend(name))
+    });
     for connection in &mut connections {
         let _ = connection.ask("hello").expect("served");
     }
@@ -91,11 +96,10 @@ fn a_daemon_that_ignores_its_stop_signal_is_killed() {
     let broker = Broker::start(&[&service.toml("[lifecycle]\nstop_timeout = \"400ms\"")]);
     let _ = broker.resolve("deaf");
     wait_until("the workers run", || broker.processes("deaf").len() == 3);
-    let stop = broker.ctl_in_background(&["stop", "deaf"]);
-    broker.wait_state("deaf", "stopping");
-    assert_eq!(broker.processes("deaf").len(), 3, "SIGTERM alone does nothing to it");
-    let _ = stop.finish().done();
+    let _ = broker.ctl(&["stop", "deaf"]).done();
     broker.assert_gone("deaf");
+    let events = broker.ctl_json(&["events"]).done().stdout;
+    assert!(events.contains("killed"), "SIGTERM alone does nothing to it: {events}");
     assert_eq!(broker.backend("deaf")["crashes_in_window"], 0, "a stop is no crash");
 }
 
@@ -109,19 +113,26 @@ fn the_stop_signal_is_the_declared_one() {
 
 fn a_hello_while_a_backend_stops_waits_and_starts_anew() {
     let service = Service::fake("deaf", &["--ignore-term"]);
-    let broker = Broker::start(&[&service.toml("[lifecycle]\nstop_timeout = \"1s\"")]);
+    let broker = Broker::start(&[&service.toml("[lifecycle]\nstop_timeout = \"1h\"")]);
     let mut session = broker.session();
     let first = session.hold("deaf");
     let stop = broker.ctl_in_background(&["stop", "deaf"]);
-    broker.wait_state("deaf", "stopping");
+    let stopping = broker.wait_state("deaf", "stopping");
     wait_event(&mut session, "the end of the hold", |event| matches!(event, Event::Stopped).then_some(()));
-    let second = session.hold("deaf");
+    let waits = session.hello("deaf");
+    // Heard, and not answered.
+    session.ping();
+    kill_backend(&stopping);
+    let second = session.answer(waits).expect("it is started anew");
     assert_eq!(second.generation, 2);
     assert_ne!(second.pid, first.pid);
     let _ = stop.finish().done();
     assert!(!process_exists(first.pid.expect("known").into()));
     assert_eq!(broker.starts("deaf").len(), 2);
     assert_eq!(broker.backend("deaf")["holds"], 1, "the stopped hold is over");
+    drop(session);
+    kill_backend(&broker.wait_backend("deaf", "held by nobody", |backend| backend["holds"] == 0));
+    broker.wait_state("deaf", "inactive");
 }
 
 fn workers_do_not_outlive_their_master() {

@@ -1,9 +1,10 @@
 //! A thousand live backends are adopted. First in the list: they take a while, and wait most of it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use broker_proto::{ClientMessage, ServerMessage};
 use broker_tests::{Broker, Service, Setup, trials};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 trials![a_thousand_backends_are_adopted_as_they_are];
@@ -11,8 +12,6 @@ trials![a_thousand_backends_are_adopted_as_they_are];
 const BACKENDS: usize = 1000;
 /// How many are started at a time: the machine has others to serve.
 const AT_A_TIME: usize = 50;
-/// Nobody waits that long; two busy cores may need some of it.
-const ADOPTION_MAX: Duration = Duration::from_secs(60);
 
 /// Each of them by its instance, with what must not change.
 fn backends(broker: &Broker) -> Vec<(String, u64, u64, String)> {
@@ -65,6 +64,11 @@ fn a_thousand_backends_are_adopted_as_they_are() {
         let backend = broker.ctl_json(&["resolve", &format!("x/{instance}")]).done().json();
         assert_eq!((broker.dial(&backend).pid(), &backend["generation"]), (*pid, &1.into()));
     }
-    eprintln!("{BACKENDS} backends: started in {started:?}, adopted in {took:?} from exec to the first answered ping");
-    assert!(took < ADOPTION_MAX, "{took:?}");
+    let began = Instant::now();
+    broker.signal(Signal::SIGINT);
+    assert!(broker.ended().success());
+    let ended = began.elapsed();
+    eprintln!(
+        "{BACKENDS} backends: started in {started:?}, adopted in {took:?} from exec to the first answered ping, ended in {ended:?}"
+    );
 }

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::agreement::{assert_agreement, assert_no_screams, roots};
 use super::everywhere::{OF_A_START, OF_AN_END, OF_ASKING, OF_FORKING_AWAY, OF_THE_BROKER};
 use super::{KINDS, kind};
-use crate::healing::{eager, who};
+use crate::healing::{undaunted, who};
 use crate::library::block_on_steps;
 
 trials![nothing_is_lost_or_started_twice_however_often_the_broker_dies];
@@ -57,7 +57,7 @@ impl Work {
 
 impl Asker {
     async fn new(broker: &Broker, seed: u64) -> Self {
-        let client = eager(broker).jitter_seed(seed).connect().await.expect("it accepts");
+        let client = undaunted(broker).jitter_seed(seed).connect().await.expect("it accepts");
         let work = Arc::<Work>::default();
         let task = tokio::spawn(ask(client.clone(), Rng::with_seed(seed), Arc::clone(&work)));
         Self { client, work, task }

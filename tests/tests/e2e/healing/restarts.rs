@@ -11,7 +11,7 @@ use broker_tests::{Broker, Service, trials, wait_until};
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
 
-use super::{eager, pid, who};
+use super::{pid, undaunted, who};
 use crate::library::block_on_steps;
 
 trials![
@@ -64,7 +64,7 @@ struct Member {
 
 impl Member {
     async fn join(broker: &Broker, number: usize) -> Self {
-        let client = eager(broker).jitter_seed(number as u64).connect().await.expect("it accepts");
+        let client = undaunted(broker).jitter_seed(number as u64).connect().await.expect("it accepts");
         let service = SERVICES[number % SERVICES.len()];
         let held = client.resolve(Request::new(service)).await.expect("ready");
         let (told, work) = (Arc::default(), Arc::default());
