@@ -37,18 +37,20 @@ impl Signals {
     /// Takes the signals over. Call it before anything that a signal should undo, and before the first spawn, which learns
     /// which handlers a child must be rid of.
     pub(super) fn install() -> io::Result<Self> {
+        // The pipes first: from its first handler on a signal ends nobody by itself, and must be heard.
+        let signals = Self {
+            terminate: piped(SIGTERM)?,
+            interrupt: piped(SIGINT)?,
+            hangup: piped(SIGHUP)?,
+            child: piped(SIGCHLD)?,
+        };
         let second = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
             // In this order: the flag that a first signal sets is what the handler of a second one finds.
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&second))?;
             flag::register(signal, Arc::clone(&second))?;
         }
-        Ok(Self {
-            terminate: piped(SIGTERM)?,
-            interrupt: piped(SIGINT)?,
-            hangup: piped(SIGHUP)?,
-            child: piped(SIGCHLD)?,
-        })
+        Ok(signals)
     }
 
     /// Waits for the next one. Several of a kind may count as one.
