@@ -64,11 +64,13 @@ pub(in crate::daemon) struct Rest {
     /// None of one that writes to the journal.
     newest: Option<PathBuf>,
     spares: Spares,
+    journal: Journal,
 }
 
 impl Rest {
-    /// Removes what is too old by now, and makes what the next start will need.
+    /// Has written down what was started, removes what is too old by now, and makes what the next start will need.
     pub(in crate::daemon) fn carry_out(self) {
+        self.journal.wake();
         if let Some(newest) = self.newest {
             log_file::prune(&self.logs, self.keep, &newest);
         }
@@ -184,13 +186,14 @@ fn launch_at(
     }
     start.runs_as(&facts, pid);
     let start = Arc::new(start);
-    order.journal.tell(start.as_change());
+    order.journal.tell_quietly(start.as_change());
     failpoint::reached_after("after-pid", || order.journal.flush());
     let rest = Rest {
         logs: order.logs.clone(),
         keep: usize::try_from(definition.log.files().keep).unwrap_or(usize::MAX),
         newest: output.place.file().map(Path::to_owned),
         spares: order.spares.clone(),
+        journal: order.journal.clone(),
     };
     let main = Main { pid, pidfd: Arc::new(spawned.pidfd), group: pid };
     let dies_with_broker = spawned.dies_with_parent;
