@@ -65,8 +65,8 @@ Its places are those beside the first of them, or beside the one that --socket n
 The cgroup of the backends:
   With --keep-cgroup, alone, it is the main process of a systemd unit with `Delegate=yes`: it moves into a leaf of its \
 own, hands the controllers `cpu`, `memory` and `pids` down as far as there are any, says that it is ready and waits for \
-SIGTERM, and then for all others to end. Backends live beside it, each in a cgroup of its own, whatever becomes of the broker. Elsewhere it fails with \
-exit code 78.
+SIGTERM, and then for all others to end. Backends live beside it, each in a cgroup of its own, whatever becomes of the \
+broker. Elsewhere it fails with exit code 78.
 
 Signals:
   SIGTERM   ends the broker and leaves its backends to the next one on the same state folder
