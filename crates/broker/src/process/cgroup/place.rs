@@ -26,8 +26,9 @@ pub(crate) struct Place {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The cgroup of a unit beside the broker's own.
-    Unit,
+    /// The cgroup of a unit beside the broker's own. One that had a keeper goes once that has no leaf any more: systemd removes
+    /// it before the others, and the unit's own cgroup last.
+    Unit { had_keeper: bool },
     /// A folder below the broker's own cgroup, which is no unit's.
     Own,
 }
@@ -72,7 +73,8 @@ impl Place {
                 if !folder.is_dir() {
                     return Err(NoPlace::NoUnit { own: name, backends });
                 }
-                (folder, Kind::Unit, above)
+                let had_keeper = folder.join(KEEPER).is_dir();
+                (folder, Kind::Unit { had_keeper }, above)
             }
             None => {
                 let folder = own.join(format!("{OWN}{key:016x}"));
@@ -123,13 +125,14 @@ impl Place {
 
     /// Whether it is a unit's.
     pub(crate) fn is_a_units(&self) -> bool {
-        self.kind == Kind::Unit
+        matches!(self.kind, Kind::Unit { .. })
     }
 
     /// Whether it is a unit's that is being taken down around what lives there, or is down.
     pub(crate) fn is_closing(&self) -> bool {
-        // What nobody keeps is kept by somebody else, or there no more.
-        self.kind == Kind::Unit && unit::is_closing(&self.folder).unwrap_or_else(|| !self.is_there())
+        let Kind::Unit { had_keeper } = self.kind else { return false };
+        // One that never had a keeper is kept by somebody else.
+        unit::is_closing(&self.folder).unwrap_or_else(|| had_keeper || !self.is_there())
     }
 
     /// Makes the cgroup of one start.
@@ -188,6 +191,7 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use super::super::unit::tests::kept_by;
     use super::*;
 
     #[test]
@@ -207,6 +211,22 @@ mod tests {
             assert_eq!(own.path().join("cgroup.subtree_control").exists(), is_root);
             assert!(folder.join("cgroup.subtree_control").exists());
         }
+    }
+
+    #[test]
+    fn a_unit_goes_when_its_keeper_has_no_leaf_any_more() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("brokerd-backends.service");
+        kept_by(&folder, std::process::id());
+        let (path, inode) = (PathBuf::from("/brokerd-backends.service"), inode(&folder).unwrap());
+        let place =
+            |had_keeper| Place { folder: folder.clone(), path: path.clone(), inode, kind: Kind::Unit { had_keeper } };
+        assert!(!place(true).is_closing());
+        fs::remove_dir_all(folder.join(KEEPER)).unwrap();
+        assert!(place(true).is_closing(), "what is left of it goes as well");
+        assert!(!place(false).is_closing(), "somebody else keeps it");
+        fs::remove_dir(&folder).unwrap();
+        assert!(place(false).is_closing(), "it is there no more");
     }
 
     #[test]
