@@ -4,7 +4,7 @@
 //! something each and report back here; what may block is done by the worker threads, which report through a channel.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::rc::{Rc, Weak};
 
@@ -17,6 +17,7 @@ use super::cgroups::Cgroups;
 use super::clock::{Timer, now};
 use super::events::Events;
 use super::fd_store::FdStore;
+use super::filed::Filed;
 use super::hosted::Hosted;
 use super::ledger::Here;
 use super::listener::Door;
@@ -74,7 +75,7 @@ pub(super) enum Kind {
 /// A session and what it asked.
 pub(super) struct Connected {
     pub(super) session: Rc<Session>,
-    pub(super) tickets: BTreeMap<RequestId, Ticket>,
+    pub(super) tickets: Filed,
 }
 
 pub(super) struct Driver {
@@ -312,7 +313,7 @@ impl Driver {
             return Err(Box::new(Refusal::new(Code::RateLimited, reason).retry_after_ms(millis_up(RETRY_HINT))));
         }
         *count += 1;
-        let connected = Connected { session: Rc::clone(session), tickets: BTreeMap::new() };
+        let connected = Connected { session: Rc::clone(session), tickets: Filed::default() };
         self.sessions.insert(session.id, connected);
         self.heartbeat.begin(now());
         self.expect_message(session);
@@ -349,7 +350,7 @@ impl Driver {
                 self.sessions_of_user.remove(&connected.session.peer.uid);
             }
         }
-        for ticket in connected.tickets.into_values() {
+        for ticket in connected.tickets.into_tickets() {
             self.give_up(ticket);
         }
         self.drop_batches_of(id);

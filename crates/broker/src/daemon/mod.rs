@@ -17,6 +17,7 @@ mod driver;
 mod ending;
 mod events;
 mod fd_store;
+mod filed;
 mod grant;
 mod hosted;
 mod hosting;

@@ -1,6 +1,6 @@
 //! What clients ask, parsed, admitted and filed.
 
-use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -181,24 +181,19 @@ impl Driver {
             let reason = format!("this session has {REQUESTS_PER_SESSION_MAX} requests and holds, which is the limit");
             return Err(Box::new(Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT))));
         }
-        match connected.tickets.entry(request_id) {
-            Entry::Vacant(entry) => {
-                entry.insert(ticket);
-                Ok(())
-            }
-            Entry::Occupied(_) => {
-                let reason = format!("request {request_id} is in use already on this session");
-                Err(Box::new(Refusal::new(Code::Malformed, reason)))
-            }
+        if !connected.tickets.insert(request_id, ticket) {
+            let reason = format!("request {request_id} is in use already on this session");
+            return Err(Box::new(Refusal::new(Code::Malformed, reason)));
         }
+        Ok(())
     }
 
     /// Takes a request out of its session.
     pub(super) fn unfile_request(&mut self, session: SessionId, request_id: RequestId, ticket: Ticket) {
         if let Some(connected) = self.sessions.get_mut(&session)
-            && connected.tickets.get(&request_id) == Some(&ticket)
+            && connected.tickets.get(request_id) == Some(ticket)
         {
-            connected.tickets.remove(&request_id);
+            connected.tickets.remove(request_id);
         }
     }
 
@@ -210,7 +205,7 @@ impl Driver {
     }
 
     fn release(&mut self, session: SessionId, request_id: RequestId) {
-        let ticket = self.sessions.get_mut(&session).and_then(|c| c.tickets.remove(&request_id));
+        let ticket = self.sessions.get_mut(&session).and_then(|c| c.tickets.remove(request_id));
         if let Some(ticket) = ticket {
             self.give_up(ticket);
             self.work_off();
