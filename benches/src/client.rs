@@ -189,6 +189,8 @@ impl Kept {
 pub(crate) struct Session {
     stream: UnixStream,
     inbox: Reassembler,
+    /// The preamble goes with the first message, as the library has it.
+    has_said_preamble: bool,
     has_preamble: bool,
 }
 
@@ -196,9 +198,7 @@ impl Session {
     pub(crate) fn open(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).expect("the broker accepts");
         stream.set_read_timeout(Some(BOUND)).expect("a socket has a timeout");
-        let mut session = Self { stream, inbox: Reassembler::default(), has_preamble: false };
-        session.write(&Preamble::writing(HIGHEST_VERSION).to_bytes());
-        session
+        Self { stream, inbox: Reassembler::default(), has_said_preamble: false, has_preamble: false }
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) {
@@ -206,7 +206,9 @@ impl Session {
     }
 
     pub(crate) fn send(&mut self, message: &ClientMessage) {
-        self.write(&frame(message));
+        let message = if self.has_said_preamble { frame(message) } else { opening(message) };
+        self.has_said_preamble = true;
+        self.write(&message);
     }
 
     /// The next message that is no sign of life.
