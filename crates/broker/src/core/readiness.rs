@@ -16,8 +16,9 @@ pub(crate) const SCHEDULE: [Duration; 6] = [
 ];
 
 /// The first quick delay after a socket file appeared: it appears at bind, and connecting works from listen on, which
-/// most programs call microseconds later. Doubles until the schedule is no slower.
-pub(crate) const QUICK: Duration = Duration::from_micros(100);
+/// most programs call microseconds later, unless the broker that woke takes the processor from them. Doubles until the
+/// schedule is no slower.
+pub(crate) const QUICK: Duration = Duration::from_micros(20);
 
 /// A tcp port gives no sign; probing it costs one question to the kernel, every so often …
 pub(crate) const PORT_EVERY: Duration = Duration::from_millis(2);
@@ -173,7 +174,8 @@ mod tests {
         let mut readiness = Readiness::new(Pace::Path, CEILING);
         readiness.appeared();
         let delays = delays(readiness);
-        assert_eq!(delays[..10], [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 50.0]);
+        assert_eq!(delays[..6], [0.02, 0.04, 0.08, 0.16, 0.32, 0.64]);
+        assert_eq!(delays[6..13], [1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 50.0]);
     }
 
     #[test]

@@ -61,12 +61,13 @@ impl Backend {
     }
 
     pub(super) fn appeared(&mut self, effects: &mut Vec<Effect>) {
-        if let State::Starting(starting) = &mut self.state
-            && starting.spawned
-        {
+        if let State::Starting(starting) = &mut self.state {
             starting.readiness.appeared();
-            starting.probe = None;
-            effects.push(Effect::Probe { generation: self.generation });
+            // A daemon may be quicker than the report that it runs, at which it is looked at in any case.
+            if starting.spawned {
+                starting.probe = None;
+                effects.push(Effect::Probe { generation: self.generation });
+            }
         }
     }
 

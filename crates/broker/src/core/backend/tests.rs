@@ -338,3 +338,13 @@ fn the_appearance_of_the_socket_wakes_the_wait() {
     let next = scene.backend.next_deadline();
     assert_eq!(next, Some(scene.now + super::super::readiness::QUICK), "bound, and about to listen");
 }
+
+#[test]
+fn a_socket_that_appears_before_the_start_is_told_quickens_the_probes() {
+    let mut scene = Scene::new(policies());
+    scene.hello();
+    assert_eq!(scene.told(Event::Appeared { generation: 1 }), []);
+    scene.told(Event::Started { generation: 1 });
+    scene.told(scene.probed(false));
+    assert_eq!(scene.backend.next_deadline(), Some(scene.now + super::super::readiness::QUICK));
+}
