@@ -139,8 +139,6 @@ pub(super) struct Driver {
     pub(super) logs: Logs,
     /// How many refusals the log was told of lately.
     pub(super) refusals_told: Quota,
-    /// How many starts: of what cannot be executed there is one for each Hello.
-    pub(super) starts_told: Quota,
     pub(super) next_number: u64,
     /// The newest reading of the service files that was taken over.
     pub(super) newest_load: u64,
@@ -241,7 +239,6 @@ impl Driver {
                 over: Rc::new(Notify::new()),
                 logs: Logs::default(),
                 refusals_told: Quota::default(),
-                starts_told: Quota::default(),
                 next_number: 1,
                 newest_load: 0,
                 queue: VecDeque::new(),
@@ -260,12 +257,11 @@ impl Driver {
     /// Whether the log is told of one more refusal, and it is told how many were kept from it: clients can have any
     /// number of them.
     pub(super) fn tells_refusal(&mut self) -> bool {
-        tells(&mut self.refusals_told, "refusals")
-    }
-
-    /// The same of starts that begin. What comes of each is told in any case, or is a refusal.
-    pub(super) fn tells_start(&mut self) -> bool {
-        tells(&mut self.starts_told, "beginnings of a start")
+        let withheld = self.refusals_told.take(now());
+        if let Some(withheld @ 1..) = withheld {
+            tracing::info!(withheld, "so many refusals are not told here");
+        }
+        withheld.is_some()
     }
 
     /// Hands an event to a machine, performs what follows, and sets the timer anew.
@@ -365,13 +361,4 @@ impl Driver {
     pub(super) fn session(&self, id: SessionId) -> Option<Rc<Session>> {
         self.sessions.get(&id).map(|connected| Rc::clone(&connected.session))
     }
-}
-
-/// Whether the log is told of one more of these, and it is told how many were kept from it.
-fn tells(quota: &mut Quota, these: &str) -> bool {
-    let withheld = quota.take(now());
-    if let Some(withheld @ 1..) = withheld {
-        tracing::info!(withheld, "so many {these} are not told here");
-    }
-    withheld.is_some()
 }

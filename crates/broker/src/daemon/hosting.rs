@@ -63,6 +63,12 @@ impl Driver {
         }
     }
 
+    /// Whether a socket file that is waited for is there already: a daemon may be quicker than who begins to watch for it.
+    pub(super) fn has_appeared(&self, id: BackendId) -> bool {
+        let watched = self.hosted.get(&id).and_then(|hosted| hosted.watched.as_ref());
+        watched.is_some_and(|path| path.symlink_metadata().is_ok())
+    }
+
     pub(super) fn unwatch(&mut self, id: BackendId) {
         if let Some(path) = self.hosted.get_mut(&id).and_then(|hosted| hosted.watched.take()) {
             self.watches.remove(&path);

@@ -29,7 +29,6 @@ impl Driver {
         };
         hosted.drop_unfit_listener(&definition);
         let listener = hosted.listener.clone();
-        self.watch_for(id, generation, &definition, &socket);
         let start = Start {
             key: key.clone(),
             generation,
@@ -48,13 +47,13 @@ impl Driver {
             process: None,
         };
         let order = Order {
-            socket,
+            socket: socket.clone(),
             notify: self.places.notify(&key, generation),
             data: self.places.data(&key),
             logs: self.places.logs(&key),
             listener,
             nofile_soft: self.nofile_soft,
-            definition,
+            definition: Arc::clone(&definition),
             start,
             record: self.places.start(&key, generation),
             journal: self.journal.clone(),
@@ -76,10 +75,9 @@ impl Driver {
         let faulty =
             move || Report::Launched { id, generation, result: Err(Box::new(telling::fault("the start failed"))) };
         let began = self.work_and_tidy(job, faulty, |rest| rest.into_iter().for_each(Rest::carry_out));
-        // Only now: to write it takes a thread, too, and a processor from the one that starts it.
-        if self.tells_start() {
-            tracing::info!(backend = %key, generation, "starting");
-        }
+        // Only now, for the worker may be waiting for this processor. What appears before this is seen once the start is told.
+        self.watch_for(id, generation, &definition, &socket);
+        tracing::debug!(backend = %key, generation, "starting");
         if let Err(error) = began {
             let reason = format!("no thread to start it from: {error}");
             let refusal = Refusal::new(Code::Overloaded, reason).retry_after_ms(millis_up(RETRY_HINT));
@@ -114,6 +112,9 @@ impl Driver {
         let endpoint = launched.start.endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default();
         tracing::info!(backend = %key, generation, pid = launched.main.pid.as_raw(), endpoint, "started");
         self.host(id, launched, false);
+        if self.has_appeared(id) {
+            self.follow_up(id, Event::Appeared { generation });
+        }
         self.dispatch(id, Event::Started { generation });
         self.stop_if_not_kept(id);
     }
