@@ -21,7 +21,7 @@ use crate::daemon::ledger::Start;
 use crate::daemon::mains::Mains;
 use crate::daemon::places::{make_private, name_of, start_name};
 use crate::failpoint;
-use crate::journal::{Begun, Journal};
+use crate::journal::Journal;
 use crate::net::endpoint::{bind_tcp, bind_unix, free_tcp_port, prepare_tcp, prepare_unix};
 use crate::net::notify_socket::NotifySocket;
 use crate::process::cgroup::Leaf;
@@ -87,8 +87,8 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Started,
     start.log = Some(LogPlace::File(log_file::new_path(&order.logs)));
     start.record = Some(order.record.clone());
     failpoint::reached("before-intent");
-    // The journal's thread writes it while all that follows is made; what it does not know the start's record tells.
-    let intent = order.journal.begin(Arc::new(start.clone()).as_change());
+    // Whoever reads the journal is told more by the start's record, so it is not waited for if there is one.
+    order.journal.tell_quietly(Arc::new(start.clone()).as_change());
     if order.cgroups.are_closing() {
         return Err(refusal_of(&Closing));
     }
@@ -98,7 +98,7 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Started,
             .map_err(|error| failed(format!("cannot make the folder `{}`", order.data.display()), &error))?;
     }
     let (endpoint, listener) = prepare_endpoint(order)?;
-    let launched = launch_at(order, mains, (start, intent), endpoint, listener.clone());
+    let launched = launch_at(order, mains, start, endpoint, listener.clone());
     // What was bound for a start that came to nothing would keep clients waiting for nobody.
     if launched.is_err() && order.listener.is_none() {
         listener.iter().for_each(Held::remove);
@@ -109,7 +109,7 @@ pub(in crate::daemon) fn launch(order: &Order, mains: &Mains) -> Result<Started,
 fn launch_at(
     order: &Order,
     mains: &Mains,
-    (mut start, mut intent): (Start, Begun),
+    mut start: Start,
     endpoint: Endpoint,
     listener: Option<Held>,
 ) -> Result<Started, Box<Refusal>> {
@@ -139,14 +139,14 @@ fn launch_at(
     let mut output = planned.open(order, spares.log).inspect_err(|_| start.cgroup.iter().for_each(Leaf::remove))?;
     start.log = Some(output.place.clone());
     let record = record(order, &mut start, spares.record);
-    if record.is_none() {
-        intent = order.journal.begin(Arc::new(start.clone()).as_change());
-    }
     let (mut daemon, probe) = commands.with_output(&surroundings, &output.descriptor);
     daemon.listen.extend(
         listener.iter().map(|held| Listen { socket: Arc::clone(&held.socket), name: definition.service.to_string() }),
     );
-    order.journal.settled(intent);
+    if record.is_none() {
+        let intent = order.journal.begin(Arc::new(start.clone()).as_change());
+        order.journal.settled(intent);
+    }
     failpoint::reached("after-intent");
     // What cannot be recorded goes with the broker, so that nothing unknown is left of it.
     daemon.die_with_parent = record.is_none();
