@@ -17,13 +17,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use self::child::{Context, Step};
+use self::child::{Birth, Context, Step};
 use self::clone::{Stack, clone};
 pub(crate) use self::error::SpawnError;
 pub(crate) use self::program::resolve_program;
@@ -110,7 +110,16 @@ struct Prepared {
     environment: Vec<Vec<u8>>,
     /// Whether the last entry of `environment` is `LISTEN_PID=` with room for a number.
     listens: bool,
-    stdin: File,
+    stdin: &'static OwnedFd,
+}
+
+/// `/dev/null`, which is opened once.
+fn null() -> io::Result<&'static OwnedFd> {
+    static NULL: OnceLock<OwnedFd> = OnceLock::new();
+    match NULL.get() {
+        Some(null) => Ok(null),
+        None => File::open("/dev/null").map(|null| NULL.get_or_init(|| null.into())),
+    }
 }
 
 impl Prepared {
@@ -148,7 +157,7 @@ impl Prepared {
             argv: command.argv.iter().map(|argument| text("an argument", argument)).collect::<Result<_, _>>()?,
             environment,
             listens,
-            stdin: File::open("/dev/null").map_err(|source| SpawnError::prepare("open /dev/null", source))?,
+            stdin: null().map_err(|source| SpawnError::prepare("open /dev/null", source))?,
         })
     }
 
@@ -182,6 +191,7 @@ impl Prepared {
             broker: Pid::this().as_raw(),
             die_with_parent: command.die_with_parent,
             record: command.record.as_ref().map_or(-1, |record| record.as_raw_fd()),
+            birth: Birth::to_come(),
             cgroup: -1,
             not_in_cgroup: 0,
             kill_broker_before_record: failpoint::is_next("child-before-record"),
@@ -192,10 +202,11 @@ impl Prepared {
             failed: Step::None,
             errno: 0,
         };
-        let stack = Stack::new().map_err(|source| SpawnError::prepare("reserve the child's stack", source))?;
+        let stack = Stack::take().map_err(|source| SpawnError::prepare("reserve the child's stack", source))?;
         let cgroup = command.cgroup.as_deref();
-        let (pid, pidfd) = clone(&mut context, &stack, cgroup.map(AsFd::as_fd))
-            .map_err(|source| SpawnError::prepare("clone", source))?;
+        let cloned = clone(&mut context, &stack, cgroup.map(AsFd::as_fd));
+        stack.give_back();
+        let (pid, pidfd) = cloned.map_err(|source| SpawnError::prepare("clone", source))?;
         if context.failed == Step::None {
             let strayed = (context.not_in_cgroup != 0).then(|| io::Error::from_raw_os_error(context.not_in_cgroup));
             let nofile_lowered_to = Some(context.nofile_lowered_to).filter(|limit| *limit != 0);

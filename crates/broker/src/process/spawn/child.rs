@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 use libc::{c_char, c_int, c_long};
 
+pub(super) use self::record::Birth;
+
 /// The slot of the environment that the child completes.
 pub(super) const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 /// Room for a number and its terminating NUL.
@@ -52,6 +54,7 @@ pub(super) struct Context {
     pub(super) die_with_parent: bool,
     /// The start record, or -1.
     pub(super) record: c_int,
+    pub(super) birth: Birth,
     /// The folder of a cgroup to move into, or -1 where the kernel has put the child there already.
     pub(super) cgroup: c_int,
     /// Written by the child: the error by which it is not there.
@@ -115,7 +118,7 @@ fn prepare(context: &mut Context) -> Result<(), Step> {
     if context.kill_broker_before_record {
         kill_broker(context);
     }
-    context.die_with_parent |= context.record >= 0 && !record::write(context.record);
+    context.die_with_parent |= context.record >= 0 && !record::write(context.record, context.birth);
     if context.kill_broker_after_record {
         kill_broker(context);
     }
@@ -279,20 +282,37 @@ fn write_pid(slot: *mut u8) {
     }
     // SAFETY: getpid takes nothing.
     let pid = unsafe { libc::getpid() };
-    let mut digits = 1;
-    let mut rest = pid / 10;
-    while rest > 0 {
-        digits += 1;
-        rest /= 10;
-    }
+    let mut room = [0; 20];
+    let digits = decimal(pid.unsigned_abs().into(), &mut room);
     // SAFETY: a pid_t has at most ten digits, and the slot has room for them and the NUL.
     unsafe {
-        slot.offset(digits).write(0);
-        rest = pid;
-        while digits > 0 {
-            digits -= 1;
-            slot.offset(digits).write(b'0' + (rest % 10) as u8);
-            rest /= 10;
+        slot.copy_from_nonoverlapping(digits.as_ptr(), digits.len());
+        slot.add(digits.len()).write(0);
+    }
+}
+
+/// A number in decimal, at the end of the room for it. The largest has twenty digits.
+fn decimal(number: u64, room: &mut [u8; 20]) -> &[u8] {
+    let (mut rest, mut begin) = (number, 0);
+    for (place, digit) in room.iter_mut().enumerate().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        begin = place;
+        if rest == 0 {
+            break;
+        }
+    }
+    room.get(begin..).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_everybody_writes_them() {
+        for number in [0, 9, 10, 4711, u64::from(u32::MAX), u64::MAX] {
+            assert_eq!(decimal(number, &mut [0; 20]), number.to_string().as_bytes());
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -127,8 +128,26 @@ pub(super) struct Stack {
     guard: usize,
 }
 
+/// The stack of the child that was made last.
+static SPARE: Mutex<Option<Stack>> = Mutex::new(None);
+
+// SAFETY: memory that belongs to whoever has the value, and to no thread.
+unsafe impl Send for Stack {}
+
 impl Stack {
-    pub(super) fn new() -> io::Result<Self> {
+    /// One that was given back, or a new one.
+    pub(super) fn take() -> io::Result<Self> {
+        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).take();
+        spare.map_or_else(Self::new, Ok)
+    }
+
+    /// Keeps it for the next child. One is enough: so many starts at once are rare, and each keeps memory.
+    pub(super) fn give_back(self) {
+        let surplus = SPARE.lock().unwrap_or_else(PoisonError::into_inner).replace(self);
+        drop(surplus);
+    }
+
+    fn new() -> io::Result<Self> {
         // SAFETY: sysconf reads a constant.
         let guard = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
         let bytes = guard + STACK_BYTES;
