@@ -185,7 +185,7 @@ fn it_is_a_daemon() {
         let to = to.to_str().expect("ASCII");
         let is_own = to.starts_with(background.setup.folder().to_str().expect("ASCII"))
             || ["socket:", "anon_inode:"].iter().any(|kind| to.starts_with(kind));
-        assert!(if is_standard { to == "/dev/null" } else { is_own }, "{number:?} is {to}");
+        assert!(to == "/dev/null" || !is_standard && is_own, "{number:?} is {to}");
     }
     assert_eq!(signals(pid, "SigBlk"), 0);
     // The C library keeps signals 32 and 33 for itself and lets nobody reset what was inherited of them.

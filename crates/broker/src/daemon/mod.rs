@@ -204,6 +204,7 @@ fn run(config: Config, inherited: Inherited, launcher: Option<Launcher>, manager
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a fault of the broker")));
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| system("become a subreaper")(errno.into()))?;
     let nofile_soft = raise_descriptor_limit();
+    crate::process::spawn::reserve_descriptors();
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     runtime.map_err(system("start the runtime"))?.block_on(serve(config, inherited, nofile_soft, launcher, manager))
 }

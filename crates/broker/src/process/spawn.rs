@@ -8,6 +8,7 @@ mod child;
 mod clone;
 mod error;
 mod program;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,8 @@ use self::child::{Birth, Context, Step};
 use self::clone::{Stack, clone};
 pub(crate) use self::error::SpawnError;
 pub(crate) use self::program::resolve_program;
+use self::slots::Slots;
+pub(crate) use self::slots::reserve as reserve_descriptors;
 use super::kernel::reap;
 use crate::failpoint;
 
@@ -178,6 +181,11 @@ impl Prepared {
         let count = i32::try_from(descriptors.len())
             .map_err(|_| SpawnError::prepare("pass the sockets", Errno::EMFILE.into()))?;
 
+        let mut record = command.record.as_ref().map_or(-1, |record| record.as_raw_fd());
+        let mut cgroup = command.cgroup.as_ref().map_or(-1, |cgroup| cgroup.as_raw_fd());
+        let given = descriptors.iter_mut().chain([&mut record, &mut cgroup]);
+        let slots = Slots::with(&mut given.collect::<Vec<_>>());
+
         let mut context = Context {
             program: self.program.as_ptr(),
             argv: argv.as_ptr(),
@@ -190,7 +198,8 @@ impl Prepared {
             listen_pid,
             broker: Pid::this().as_raw(),
             die_with_parent: command.die_with_parent,
-            record: command.record.as_ref().map_or(-1, |record| record.as_raw_fd()),
+            shares_descriptors: slots.is_some(),
+            record,
             birth: Birth::to_come(),
             cgroup: -1,
             not_in_cgroup: 0,
@@ -203,9 +212,9 @@ impl Prepared {
             errno: 0,
         };
         let stack = Stack::take().map_err(|source| SpawnError::prepare("reserve the child's stack", source))?;
-        let cgroup = command.cgroup.as_deref();
-        let cloned = clone(&mut context, &stack, cgroup.map(AsFd::as_fd));
+        let cloned = clone(&mut context, &stack, (cgroup >= 0).then_some(cgroup));
         stack.give_back();
+        drop(slots);
         let (pid, pidfd) = cloned.map_err(|source| SpawnError::prepare("clone", source))?;
         if context.failed == Step::None {
             let strayed = (context.not_in_cgroup != 0).then(|| io::Error::from_raw_os_error(context.not_in_cgroup));
@@ -216,6 +225,10 @@ impl Prepared {
         // The child reported and is on its way out; nobody but its parent may reap it, so the wait is short.
         super::kernel::wait_ended(pidfd.as_fd(), Duration::from_secs(5));
         let _ = reap(&pidfd);
+        if context.failed == Step::OwnDescriptors {
+            slots::give_up();
+            return self.run(command);
+        }
         Err(SpawnError::in_child(context.failed, Errno::from_raw(context.errno).into(), command))
     }
 }

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use libc::{c_char, c_int, c_long};
 
 pub(super) use self::record::Birth;
+use super::slots;
 
 /// The slot of the environment that the child completes.
 pub(super) const LISTEN_PID: &[u8] = b"LISTEN_PID=";
@@ -26,6 +27,8 @@ type Action = [u64; 8];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     None,
+    /// A table of descriptors that is the child's alone.
+    OwnDescriptors,
     Session,
     ParentDeath,
     Descriptors,
@@ -44,6 +47,8 @@ pub(super) struct Context {
     pub(super) umask: u32,
     /// The signals that are to be neither handled nor ignored any more.
     pub(super) signals: u64,
+    /// Whether the descriptors are the broker's own table. Then all that are passed are below [`slots::END`].
+    pub(super) shares_descriptors: bool,
     /// Become descriptors 0, 1, 2, … in this order. The child overwrites the numbers.
     pub(super) descriptors: *mut c_int,
     pub(super) count: c_int,
@@ -107,6 +112,10 @@ pub(super) extern "C" fn run(context: *mut c_void) -> c_int {
 }
 
 fn prepare(context: &mut Context) -> Result<(), Step> {
+    // Before anything is done to them.
+    if context.shares_descriptors {
+        own_descriptors()?;
+    }
     // SAFETY: no arguments.
     check(unsafe { libc::setsid() }, Step::Session)?;
     reset_dispositions(context.signals);
@@ -148,6 +157,17 @@ fn prepare(context: &mut Context) -> Result<(), Step> {
     write_pid(context.listen_pid);
     set_signal_mask(0);
     Ok(())
+}
+
+/// Takes a table of its own, with the low numbers alone if the kernel knows how to (Linux 5.9).
+fn own_descriptors() -> Result<(), Step> {
+    // SAFETY: integers; either call leaves the broker's table as it is.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, slots::END, u32::MAX, libc::CLOSE_RANGE_UNSHARE) == 0 {
+            return Ok(());
+        }
+        check(libc::unshare(libc::CLONE_FILES), Step::OwnDescriptors).map(drop)
+    }
 }
 
 /// Moves this process into a cgroup, which takes the kernel up to tens of milliseconds.

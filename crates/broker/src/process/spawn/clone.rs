@@ -5,7 +5,7 @@
 //! (`cgroup_threadgroup_rwsem`); so that is for where the kernel, or what filters its calls, knows no better.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -19,22 +19,23 @@ const STACK_BYTES: usize = 128 * 1024;
 /// As glibc's `posix_spawn`: the memory is shared, and we are suspended until the child has left it.
 const FLAGS: libc::c_int = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
 
+/// With the descriptors, where the child knows to take a table of its own.
+fn flags(context: &Context) -> libc::c_int {
+    if context.shares_descriptors { FLAGS | libc::CLONE_FILES } else { FLAGS }
+}
+
 /// From the kernel's include/uapi/linux/sched.h; a flag of `clone3` alone.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Clones with every signal blocked, so that no handler of ours runs on the memory shared with the child.
-pub(super) fn clone(
-    context: &mut Context,
-    stack: &Stack,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> io::Result<(Pid, OwnedFd)> {
+pub(super) fn clone(context: &mut Context, stack: &Stack, cgroup: Option<RawFd>) -> io::Result<(Pid, OwnedFd)> {
     let previous = child::set_signal_mask(u64::MAX);
     let made = match cgroup.map(|cgroup| (cgroup, born_in(context, stack, cgroup))) {
         // Those are a lack of resources, the limits of the cgroup among them, and none of the way.
         Some((_, made @ (Ok(_) | Err(Errno::EAGAIN | Errno::ENOMEM)))) => made,
         Some((cgroup, Err(_))) => {
-            context.cgroup = cgroup.as_raw_fd();
+            context.cgroup = cgroup;
             born_here(context, stack)
         }
         None => born_here(context, stack),
@@ -47,7 +48,7 @@ pub(super) fn clone(
 
 fn born_here(context: &mut Context, stack: &Stack) -> Result<(Pid, libc::c_int), Errno> {
     let mut pidfd: libc::c_int = -1;
-    let flags = FLAGS | libc::SIGCHLD;
+    let flags = flags(context) | libc::SIGCHLD;
     // SAFETY: the stack is ours, writable, large enough and aligned; `CLONE_VFORK` returns only after the child has
     // left our memory by exec or exit, so the context and all that it points to outlive the child's use; `child::run`
     // makes async-signal-safe system calls only. `CLONE_PIDFD` stores through the fifth argument.
@@ -56,16 +57,16 @@ fn born_here(context: &mut Context, stack: &Stack) -> Result<(Pid, libc::c_int),
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn born_in(context: &mut Context, stack: &Stack, cgroup: BorrowedFd<'_>) -> Result<(Pid, libc::c_int), Errno> {
+fn born_in(context: &mut Context, stack: &Stack, cgroup: RawFd) -> Result<(Pid, libc::c_int), Errno> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: plain data for which all zeros is a value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = FLAGS as u64 | CLONE_INTO_CGROUP;
+    arguments.flags = flags(context) as u64 | CLONE_INTO_CGROUP;
     arguments.pidfd = (&raw mut pidfd) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
     arguments.stack = stack.lowest() as u64;
     arguments.stack_size = STACK_BYTES as u64;
-    arguments.cgroup = cgroup.as_raw_fd() as u64;
+    arguments.cgroup = cgroup as u64;
     let result: libc::c_long;
     // The child comes out of the call on its own stack, where nothing of this function is to be found; so it may only go
     // on from registers, which the kernel hands it as they were.
@@ -118,7 +119,7 @@ fn born_in(context: &mut Context, stack: &Stack, cgroup: BorrowedFd<'_>) -> Resu
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn born_in(_: &mut Context, _: &Stack, _: BorrowedFd<'_>) -> Result<(Pid, libc::c_int), Errno> {
+fn born_in(_: &mut Context, _: &Stack, _: RawFd) -> Result<(Pid, libc::c_int), Errno> {
     Err(Errno::ENOSYS)
 }
 

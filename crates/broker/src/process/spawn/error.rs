@@ -97,7 +97,7 @@ impl SpawnError {
             }
             Step::Session => Self::Prepare { step: "setsid", source },
             Step::ParentDeath => Self::Prepare { step: "PR_SET_PDEATHSIG", source },
-            Step::Descriptors => Self::Prepare { step: "descriptors", source },
+            Step::OwnDescriptors | Step::Descriptors => Self::Prepare { step: "descriptors", source },
             Step::Limit => Self::Prepare { step: "RLIMIT_NOFILE", source },
             Step::None => Self::Prepare { step: "unknown", source },
         }

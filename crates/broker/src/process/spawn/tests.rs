@@ -13,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 mod cgroups;
+mod descriptors;
 mod signals;
 
 /// Runs the script to its end and returns what it wrote.
