@@ -34,6 +34,17 @@ fn write(place: &Path, leaf: &Path, of: &OfCgroup) -> Result<(), String> {
     fs::write(&path, value.to_string()).map_err(|error| format!("{} does not take {value}: {error}", path.display()))
 }
 
+/// Hands controllers down, as far as they are offered and are not handed down already. Even where it does nothing, the kernel
+/// answers only after it has waited for cgroups that are just being removed, a millisecond for each that is asked for.
+pub(super) fn hand_down(folder: &Path, controllers: &[&str]) {
+    let subtree = folder.join("cgroup.subtree_control");
+    let (offered, handed_down) = (listed(&folder.join("cgroup.controllers")), listed(&subtree));
+    let has = |list: &[String], name: &&str| list.iter().any(|one| one == name);
+    for controller in controllers.iter().filter(|name| has(&offered, name) && !has(&handed_down, name)) {
+        let _ = fs::write(&subtree, format!("+{controller}"));
+    }
+}
+
 fn not_offered(controller: &str, folder: &Path, offered: &[String]) -> String {
     let found = match offered {
         [] => "none is".to_owned(),
@@ -96,6 +107,20 @@ mod tests {
             without.iter().map(|u| u.limit.as_str()).collect::<Vec<_>>(),
             ["memory_max", "tasks_max", "cpu_weight"]
         );
+    }
+
+    #[test]
+    fn what_is_not_offered_or_handed_down_already_is_not_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let subtree = folder.path().join("cgroup.subtree_control");
+        hand_down(folder.path(), &["cpu"]);
+        assert!(!subtree.exists());
+        fs::write(folder.path().join("cgroup.controllers"), "cpuset cpu pids\n").unwrap();
+        fs::write(&subtree, "cpu\n").unwrap();
+        hand_down(folder.path(), &["cpu", "memory"]);
+        assert_eq!(fs::read_to_string(&subtree).unwrap(), "cpu\n");
+        hand_down(folder.path(), &["cpu", "memory", "pids"]);
+        assert_eq!(fs::read_to_string(&subtree).unwrap(), "+pids");
     }
 
     /// Where no cgroup can be made there is nothing to see; the trials of the whole broker say so.

@@ -99,11 +99,7 @@ impl Place {
             // cgroup, below which nothing can be started any more. So what is not handed down there yet is not enforced.
             let is_root = !own.join("cgroup.type").exists();
             let hands_down: &[&Path] = if is_root { &[own, &folder] } else { &[&folder] };
-            for (controller, cgroup) in
-                LIMITING.iter().flat_map(|name| hands_down.iter().map(move |cgroup| (name, cgroup)))
-            {
-                let _ = fs::write(cgroup.join("cgroup.subtree_control"), format!("+{controller}"));
-            }
+            hands_down.iter().for_each(|folder| limits::hand_down(folder, &LIMITING));
         }
         let inode = inode(&folder).map_err(cannot("cannot look at", &folder))?;
         let path = hierarchy::name_of(&folder).ok_or_else(|| NoCgroup::OutOfSight(folder.display().to_string()))?;
@@ -202,6 +198,7 @@ mod tests {
             fs::create_dir(&folder).unwrap();
             for cgroup in [own.path(), &folder] {
                 fs::write(cgroup.join("cgroup.procs"), "").unwrap();
+                fs::write(cgroup.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
             }
             if !is_root {
                 fs::write(own.path().join("cgroup.type"), "domain\n").unwrap();
