@@ -23,7 +23,7 @@ use nix::unistd::pipe2;
 use sd_notify::NotifyState;
 
 use crate::net::service_manager;
-use crate::process::cgroup::hierarchy::{self, NoCgroup};
+use crate::process::cgroup::hierarchy::{Hierarchy, NoCgroup};
 use crate::process::cgroup::unit::outlast_the_others;
 use crate::process::cgroup::{KEEPER, LIMITING};
 
@@ -85,7 +85,7 @@ fn keep() -> Result<(), KeeperError> {
     blocked.add(Signal::SIGHUP);
     // From here on they are read and not suffered. Blocking valid signals of one's own cannot fail.
     let _ = blocked.thread_block();
-    let unit = match hierarchy::own() {
+    let unit = match Hierarchy::read().and_then(|hierarchy| hierarchy.own()) {
         Ok(unit) => unit,
         // A machine without cgroup2: the broker, which asks for this unit, makes do with process groups there.
         Err(error) if std::env::var_os("NOTIFY_SOCKET").is_some() => {

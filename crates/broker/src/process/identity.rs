@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::kernel::{has_ended, pidfd_open};
+use super::proc;
 
 /// The flag of a task that is being torn down, from the kernel's include/linux/sched.h.
 const PF_EXITING: u32 = 0x4;
@@ -97,7 +98,7 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
 
 /// Reads `/proc/PID/stat`; `None` if there is no such process.
 pub(crate) fn stat(pid: Pid) -> io::Result<Option<Stat>> {
-    match fs::read(format!("/proc/{pid}/stat")) {
+    match proc::read(format!("/proc/{pid}/stat")) {
         Ok(text) => Stat::parse(&text)
             .map(Some)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not understood"))),
@@ -110,7 +111,7 @@ pub(crate) fn stat(pid: Pid) -> io::Result<Option<Stat>> {
 /// waits until it is read, one that kills until nothing is left. What cannot be seen is not so.
 pub(crate) fn is_condemned(pid: Pid, by: &[Signal]) -> bool {
     // The signals first: who is killed is no later on its way out than his signal is taken from where it waits.
-    let status = match fs::read_to_string(format!("/proc/{pid}/status")) {
+    let status = match proc::read_text(format!("/proc/{pid}/status")) {
         Ok(status) => status,
         Err(error) => return is_gone(&error),
     };
@@ -192,7 +193,7 @@ fn children(pid: Pid) -> io::Result<Vec<Pid>> {
         Err(error) => return Err(error),
     };
     for thread in threads.flatten() {
-        match fs::read_to_string(thread.path().join("children")) {
+        match proc::read_text(thread.path().join("children")) {
             Ok(list) => {
                 children.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
             }

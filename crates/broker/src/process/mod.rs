@@ -17,6 +17,7 @@ pub(crate) mod log_place;
 pub(crate) mod orphans;
 pub(crate) mod pool;
 pub(crate) mod printable;
+pub(crate) mod proc;
 pub(crate) mod spare;
 pub(crate) mod spawn;
 pub(crate) mod start;

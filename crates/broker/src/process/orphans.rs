@@ -6,14 +6,13 @@
 //!
 //! It never reaps what was spawned, nor a pinned orphan.
 
-use std::fs;
 use std::io;
 
 use nix::unistd::{Pid, gettid};
 
 use super::exit::Exit;
-use super::identity;
 use super::kernel::{Child, wait};
+use super::{identity, proc};
 
 /// What one round of reaping found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -67,7 +66,7 @@ fn reap_one(pid: Pid) -> Option<(Pid, Exit)> {
 /// Where the kernel keeps no such list (`CONFIG_PROC_CHILDREN`) these are all our children.
 pub(crate) fn orphans() -> io::Result<Vec<Pid>> {
     let me = Pid::this();
-    match fs::read_to_string(format!("/proc/self/task/{me}/children")) {
+    match proc::read_text(format!("/proc/self/task/{me}/children")) {
         Ok(list) => Ok(list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()),
         Err(error) if identity::is_gone(&error) => {
             Ok(identity::all()?.iter().filter(|stat| stat.parent == me).map(|stat| stat.pid).collect())
@@ -81,6 +80,7 @@ mod tests {
     use super::*;
     use crate::process::kernel::{pidfd_open, reap, wait_ended};
     use crate::process::testing::{GENEROUS, Start, as_broker, wait_for};
+    use std::fs;
     use std::os::fd::AsFd;
 
     /// Every reap until the orphan has been seen; by then the zombies that should not be seen are there too.

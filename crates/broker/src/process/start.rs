@@ -3,8 +3,8 @@
 //! It attributes and never signals.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
@@ -18,6 +18,7 @@ use super::cgroup::Leaf;
 use super::identity::{FileId, Identity, Stat};
 use super::kernel::has_ended;
 use super::log_place::LogPlace;
+use super::proc;
 use super::spawn::{Command, Spawned};
 
 /// The most that is read of a process's environment or command line.
@@ -241,9 +242,7 @@ fn is_one_starts(stat: &libc::stat) -> bool {
 }
 
 fn proc_text(pid: Pid, file: &str) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(format!("/proc/{pid}/{file}"))?.take(PROC_TEXT_BYTES).read_to_end(&mut text)?;
-    Ok(text)
+    proc::read_at_most(format!("/proc/{pid}/{file}"), PROC_TEXT_BYTES)
 }
 
 fn notify_socket_of(pid: Pid) -> Option<PathBuf> {

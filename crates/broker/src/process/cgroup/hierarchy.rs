@@ -3,12 +3,13 @@
 //! It reads texts and looks at nothing else.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
+
+use super::super::proc;
 
 /// Why there is no cgroup to work with.
 #[derive(Debug, thiserror::Error)]
@@ -36,28 +37,40 @@ pub(crate) struct Mount {
     point: PathBuf,
 }
 
-/// The folder of the calling process's own cgroup.
-pub(crate) fn own() -> Result<PathBuf, NoCgroup> {
-    let read = |path: &'static str| fs::read(path).map_err(|source| NoCgroup::Read { path, source });
-    folder(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?)
+/// What is mounted, as this process sees it.
+#[derive(Debug)]
+pub(crate) struct Hierarchy {
+    mountinfo: Vec<u8>,
 }
 
-/// The folder of all cgroups that are to be seen.
-pub(crate) fn root() -> Result<PathBuf, NoCgroup> {
-    const PATH: &str = "/proc/self/mountinfo";
-    let mountinfo = fs::read(PATH).map_err(|source| NoCgroup::Read { path: PATH, source })?;
-    mounts(&mountinfo).next().map(|mount| mount.point).ok_or(NoCgroup::NotMounted)
+impl Hierarchy {
+    pub(crate) fn read() -> Result<Self, NoCgroup> {
+        read("/proc/self/mountinfo").map(|mountinfo| Self { mountinfo })
+    }
+
+    /// The folder of the calling process's own cgroup.
+    pub(crate) fn own(&self) -> Result<PathBuf, NoCgroup> {
+        folder(&read("/proc/self/cgroup")?, &self.mountinfo)
+    }
+
+    /// The folder of all cgroups that are to be seen.
+    pub(crate) fn root(&self) -> Result<PathBuf, NoCgroup> {
+        mounts(&self.mountinfo).next().map(|mount| mount.point).ok_or(NoCgroup::NotMounted)
+    }
+
+    /// What `/proc` calls the cgroup of that folder.
+    pub(crate) fn name_of(&self, folder: &Path) -> Option<PathBuf> {
+        mounts(&self.mountinfo).find_map(|mount| Some(joined(&mount.root, folder.strip_prefix(&mount.point).ok()?)))
+    }
+}
+
+fn read(path: &'static str) -> Result<Vec<u8>, NoCgroup> {
+    proc::read(path).map_err(|source| NoCgroup::Read { path, source })
 }
 
 /// The cgroup of a process, as `/proc` names it; none if the process is gone, or its cgroup is.
 pub(crate) fn path_of(pid: Pid) -> Option<PathBuf> {
-    path(&fs::read(format!("/proc/{pid}/cgroup")).ok()?).ok()
-}
-
-/// What `/proc` calls the cgroup of that folder.
-pub(crate) fn name_of(folder: &Path) -> Option<PathBuf> {
-    let mountinfo = fs::read("/proc/self/mountinfo").ok()?;
-    mounts(&mountinfo).find_map(|mount| Some(joined(&mount.root, folder.strip_prefix(&mount.point).ok()?)))
+    path(&proc::read(format!("/proc/{pid}/cgroup")).ok()?).ok()
 }
 
 /// The folder, from the two texts. In the hybrid layout v1 hierarchies are listed beside cgroup2, and are passed over.

@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::end::{end, kill};
-use super::{hierarchy, unit};
+use super::hierarchy::{self, Hierarchy};
+use super::unit;
 
 /// How often the removal of a cgroup is tried whose last process is only just gone, and how long after the last time.
 const REMOVE_TRIES: u32 = 20;
@@ -62,9 +63,10 @@ impl Leaf {
 
     /// The calling process's own, if it has that name.
     pub(crate) fn own(name: &str) -> Option<Self> {
-        let own = hierarchy::own().ok().filter(|own| own.ends_with(name))?;
+        let hierarchy = Hierarchy::read().ok()?;
+        let own = hierarchy.own().ok().filter(|own| own.ends_with(name))?;
         let folder = own.parent()?;
-        let above = Above { folder, path: &hierarchy::name_of(folder)?, inode: inode(folder).ok()? };
+        let above = Above { folder, path: &hierarchy.name_of(folder)?, inode: inode(folder).ok()? };
         Self::existing(above, name).ok()
     }
 

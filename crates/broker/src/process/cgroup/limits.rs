@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
 
-use super::hierarchy::{self, NoCgroup};
+use super::super::proc;
+use super::hierarchy::{Hierarchy, NoCgroup};
 use super::leaf::Leaf;
 use crate::core::limits::{Limits, OfCgroup, Unenforced};
 
@@ -56,7 +57,7 @@ fn not_offered(controller: &str, folder: &Path, offered: &[String]) -> String {
 
 /// The words of a file; none if it cannot be read.
 pub(super) fn listed(path: &Path) -> Vec<String> {
-    fs::read_to_string(path).unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect()
+    proc::read_text(path).unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect()
 }
 
 /// What of the limits cannot hold on this machine, whichever broker of the calling user starts something with them.
@@ -79,7 +80,7 @@ pub(crate) fn impossible(limits: &Limits) -> Vec<Unenforced> {
 /// Where there are as many controllers as a broker of the calling user can come to have: the root of cgroup2, or what
 /// systemd gives to that user.
 fn most_offering() -> Result<PathBuf, NoCgroup> {
-    let root = hierarchy::root()?;
+    let root = Hierarchy::read()?.root()?;
     let uid = Uid::effective();
     let own = root.join(format!("user.slice/user-{uid}.slice/user@{uid}.service"));
     Ok(if !uid.is_root() && own.is_dir() { own } else { root })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
-use super::hierarchy::{self, NoCgroup};
+use super::hierarchy::{Hierarchy, NoCgroup};
 use super::leaf::{self, Above, Leaf, inode};
 use super::{KEEPER, LIMITING, limits, unit};
 use crate::core::limits::{Limits, Unenforced};
@@ -57,10 +57,11 @@ pub(crate) enum NoPlace {
 impl Place {
     /// Looks for a place, and makes it where it is the broker's to make. `key` tells brokers of the same cgroup apart.
     pub(crate) fn find(key: u64) -> Result<Self, NoPlace> {
-        Self::beside_or_below(&hierarchy::own()?, key)
+        let hierarchy = Hierarchy::read()?;
+        Self::beside_or_below(&hierarchy, &hierarchy.own()?, key)
     }
 
-    fn beside_or_below(own: &Path, key: u64) -> Result<Self, NoPlace> {
+    fn beside_or_below(hierarchy: &Hierarchy, own: &Path, key: u64) -> Result<Self, NoPlace> {
         let cannot = |what, path: &Path| {
             let path = path.to_owned();
             move |source: io::Error| NoPlace::Cannot { what, path, source }
@@ -102,7 +103,7 @@ impl Place {
             hands_down.iter().for_each(|folder| limits::hand_down(folder, &LIMITING));
         }
         let inode = inode(&folder).map_err(cannot("cannot look at", &folder))?;
-        let path = hierarchy::name_of(&folder).ok_or_else(|| NoCgroup::OutOfSight(folder.display().to_string()))?;
+        let path = hierarchy.name_of(&folder).ok_or_else(|| NoCgroup::OutOfSight(folder.display().to_string()))?;
         Ok(Self { folder, path, inode, kind })
     }
 
@@ -204,7 +205,10 @@ mod tests {
                 fs::write(own.path().join("cgroup.type"), "domain\n").unwrap();
             }
             // It is no cgroup, and so no place; by then all is written.
-            assert!(matches!(Place::beside_or_below(own.path(), 7), Err(NoPlace::Absent(_))));
+            assert!(matches!(
+                Place::beside_or_below(&Hierarchy::read().unwrap(), own.path(), 7),
+                Err(NoPlace::Absent(_))
+            ));
             assert_eq!(own.path().join("cgroup.subtree_control").exists(), is_root);
             assert!(folder.join("cgroup.subtree_control").exists());
         }
