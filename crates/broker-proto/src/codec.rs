@@ -44,20 +44,42 @@ pub enum CodecError {
 /// # Errors
 /// The message is too long for a frame; `out` is then as it was.
 pub fn encode_frame<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    encode_frame_of(message, &[], out)
+}
+
+/// Appends one frame of what is to be encoded and what is already.
+pub(crate) fn encode_frame_of(head: &impl Serialize, tail: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_BYTES]);
-    let result = bincode::serde::encode_into_std_write(message, out, CONFIGURATION);
+    let result = append(head, out);
+    out.extend_from_slice(tail);
     let length = out.len() - start - LENGTH_BYTES;
     let error = match (result, u32::try_from(length)) {
-        (Ok(_), Ok(prefix)) if length <= FRAME_MAX => {
+        (Ok(()), Ok(prefix)) if length <= FRAME_MAX => {
             out[start..start + LENGTH_BYTES].copy_from_slice(&prefix.to_le_bytes());
             return Ok(());
         }
-        (Err(source), _) => CodecError::Encode(source),
-        (Ok(_), _) => CodecError::TooLong { length },
+        (Err(error), _) => error,
+        (Ok(()), _) => CodecError::TooLong { length },
     };
     out.truncate(start);
     Err(error)
+}
+
+/// Appends the bytes of a message, or of a part of one.
+pub(crate) fn append(part: &impl Serialize, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    bincode::serde::encode_into_writer(part, Appending(out), CONFIGURATION).map_err(CodecError::Encode)
+}
+
+/// Writes to the end of what is there; that cannot fail.
+struct Appending<'a>(&'a mut Vec<u8>);
+
+impl bincode::enc::write::Writer for Appending<'_> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
 }
 
 /// Reads one message from a frame's body, whose texts may be the body's.
@@ -70,4 +92,10 @@ pub fn decode<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, CodecError> {
         0 => Ok(message),
         count => Err(CodecError::Trailing { count }),
     }
+}
+
+/// Reads what a body, or the rest of one, begins with, and gives what comes after it.
+pub(crate) fn decode_part<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Option<(T, &'a [u8])> {
+    let (part, used) = bincode::serde::borrow_decode_from_slice(bytes, CONFIGURATION).ok()?;
+    Some((part, &bytes[used..]))
 }

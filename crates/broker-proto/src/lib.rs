@@ -8,6 +8,7 @@ mod frame;
 mod message;
 mod name;
 mod refusal;
+mod repeated;
 mod version;
 
 pub use admin::{AdminRequest, ProcessSpec, Selection, Target, Work};
@@ -22,4 +23,5 @@ pub use message::{
 };
 pub use name::{Address, AddressError, DEFAULT_INSTANCE, InstanceName, NAME_MAX, NameError, ProcessId, ServiceName};
 pub use refusal::{Code, Evidence, Refusal};
+pub use repeated::{PreparedNegotiated, Terms, UnreadHello};
 pub use version::{Requirement, RequirementError, VERSION_MAX, VersionError, parse_version};

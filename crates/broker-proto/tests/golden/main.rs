@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use broker_proto::{
-    ClientMessage, ClientMessageRef, CodecError, LENGTH_BYTES, Preamble, Reassembler, ServerMessage, ServerMessageRef,
-    decode, encode_frame,
+    ClientInfo, ClientMessage, ClientMessageRef, CodecError, Delivery, Hello, LENGTH_BYTES, Negotiated, Preamble,
+    PreparedNegotiated, Reassembler, ServerMessage, ServerMessageRef, UnreadHello, decode, encode_frame,
 };
 use proptest::prelude::*;
 
@@ -105,6 +105,41 @@ fn messages_of_borrowed_texts_have_the_same_bytes() {
 }
 
 #[test]
+fn a_prepared_answer_has_the_same_bytes() {
+    let negotiated = samples().into_iter().filter_map(|(name, sample)| match sample {
+        Sample::Server(ServerMessage::Negotiated(negotiated)) => Some((name, negotiated)),
+        _ => None,
+    });
+    for (name, negotiated) in negotiated {
+        let prepared = PreparedNegotiated::new(&negotiated.as_ref()).expect("it fits");
+        for request_id in [0, 250, 251, 0xffff, 0x1_0000, u64::from(u32::MAX), u64::MAX] {
+            let negotiated = ServerMessage::Negotiated(Negotiated { request_id, ..negotiated.clone() });
+            let mut bytes = vec![42];
+            prepared.append_frame(request_id, &mut bytes).expect("it fits");
+            assert_eq!(hex(&bytes[1..]), hex(&frame(&Sample::Server(negotiated))), "{name}, {request_id}");
+        }
+    }
+}
+
+#[test]
+fn of_all_messages_a_hello_alone_is_taken_for_one() {
+    let mut hellos = 0;
+    for (name, sample) in samples() {
+        let Sample::Client(message) = &sample else { continue };
+        let bytes = frame(&sample);
+        let unread = UnreadHello::of(&bytes[LENGTH_BYTES..]);
+        match message {
+            ClientMessage::Hello(hello) => {
+                assert_eq!(unread.map(|unread| unread.terms), Some(hello.terms()), "{name}");
+                hellos += 1;
+            }
+            _ => assert_eq!(unread, None, "{name}"),
+        }
+    }
+    assert!(hellos >= 2, "with everything, and with the least");
+}
+
+#[test]
 fn the_bytes_that_shipped_read_as_their_messages() {
     let mut golden = golden();
     for (name, sample) in samples() {
@@ -188,5 +223,33 @@ proptest! {
             body[at] = byte;
         }
         let _ = read(sample, &body);
+        if let (Some(unread), Ok(ClientMessage::Hello(hello))) = (UnreadHello::of(&body), decode(&body)) {
+            prop_assert_eq!(unread.terms, hello.terms());
+        }
+    }
+
+    /// Whoever knows what some texts say knows it of each Hello that has the same bytes there, and of no other.
+    #[test]
+    fn the_texts_of_a_hello_stay_together_unread(
+        texts in proptest::collection::vec("\\PC{0,90}", 5),
+        request_id in any::<u64>(),
+        deadline_ms in any::<Option<u64>>(),
+        found_dead in any::<Option<u64>>(),
+        is_connected in any::<bool>(),
+    ) {
+        let [instance, service, version_requirement, name, version] = &texts[..] else { unreachable!("five") };
+        let delivery = if is_connected { Delivery::Connected } else { Delivery::Endpoint };
+        let client = ClientInfo { name: &**name, version: &**version };
+        let hello = Hello {
+            request_id, instance: &**instance, service, version_requirement, client, deadline_ms, delivery, found_dead,
+        };
+        let mut bytes = Vec::new();
+        encode_frame(&ClientMessageRef::Hello(hello.clone()), &mut bytes).expect("it fits");
+        let together: Vec<u8> = texts.iter().flat_map(|text| {
+            [&[u8::try_from(text.len()).unwrap_or(u8::MAX)], text.as_bytes()].concat()
+        }).collect();
+        let is_short = texts.iter().all(|text| text.len() <= 250);
+        let unread = UnreadHello { texts: &together, terms: hello.terms() };
+        prop_assert_eq!(UnreadHello::of(&bytes[LENGTH_BYTES..]), is_short.then_some(unread));
     }
 }
