@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker_proto::{
-    ClientMessageRef, Code, Delivery, HelloRef, InstanceName, Refusal, RequestId, Requirement, ServerMessage,
-    ServiceName,
+    ClientMessageRef, Code, CodecError, Delivery, HelloRef, InstanceName, Refusal, RequestId, Requirement,
+    ServerMessage, ServiceName, Terms, UnreadHello, decode,
 };
 use semver::Version;
 
@@ -14,7 +14,7 @@ use super::clock::now;
 use super::driver::{Asked, Driver, Kind};
 use super::hosted::{self, Held, Hosted};
 use super::session::{Session, SessionId};
-use crate::core::admission::{AccessRules, Rejection, admit, admit_connected};
+use crate::core::admission::{AccessRules, Peer, admit, admit_connected};
 use crate::core::backend::{Event, RETRY_HINT, Ticket, Waiter, quarantined};
 use crate::core::millis_up;
 use crate::core::registry::{BackendId, BackendKey};
@@ -28,20 +28,24 @@ use crate::services::{self, Definition, Service};
 const REQUESTS_PER_SESSION_MAX: usize = 32_768;
 
 impl Driver {
-    /// Takes one message of a client.
-    pub(super) fn client_message(&mut self, session: &Session, message: ClientMessageRef<'_>) {
-        match message {
+    /// Takes what a client says, the body of a frame.
+    ///
+    /// # Errors
+    /// It is no message.
+    pub(super) fn client_says(&mut self, session: &Session, body: &[u8]) -> Result<(), CodecError> {
+        let unread = UnreadHello::of(body);
+        if let Some(asked) = unread.and_then(|hello| self.ask_again(session, &hello)) {
+            if let Err(refusal) = asked
+                && let ClientMessageRef::Hello(hello) = decode(body)?
+            {
+                self.refuse_hello(session, &hello, *refusal);
+            }
+            return Ok(());
+        }
+        match decode(body)? {
             ClientMessageRef::Hello(hello) => {
-                let request_id = hello.request_id;
-                if let Err(refusal) = self.hello(session, &hello) {
-                    if self.tells_refusal() {
-                        tracing::info!(
-                            session = session.id.0, pid = session.pid, uid = session.peer.uid,
-                            client = %hello.client.name.escape_debug(), service = %hello.service.escape_debug(),
-                            code = %refusal.code, "refused: {}", refusal.reason
-                        );
-                    }
-                    session.refuse(request_id, *refusal);
+                if let Err(refusal) = self.hello(session, &hello, unread.map(|hello| hello.texts)) {
+                    self.refuse_hello(session, &hello, *refusal);
                 }
             }
             ClientMessageRef::Release { request_id } => self.release(session.id, request_id),
@@ -52,26 +56,45 @@ impl Driver {
                 }
             }
         }
+        Ok(())
     }
 
-    fn hello(&mut self, session: &Session, hello: &HelloRef<'_>) -> Result<(), Box<Refusal>> {
+    fn refuse_hello(&mut self, session: &Session, hello: &HelloRef<'_>, refusal: Refusal) {
+        if self.tells_refusal() {
+            tracing::info!(
+                session = session.id.0, pid = session.pid, uid = session.peer.uid,
+                client = %hello.client.name.escape_debug(), service = %hello.service.escape_debug(),
+                code = %refusal.code, "refused: {}", refusal.reason
+            );
+        }
+        session.refuse(hello.request_id, refusal);
+    }
+
+    /// Takes a Hello whose texts were heard before; None if they were not, or name another backend by now.
+    fn ask_again(&mut self, session: &Session, hello: &UnreadHello<'_>) -> Option<Result<(), Box<Refusal>>> {
+        let id = self.lookups.find(hello.texts)?;
+        let (key, _) = self.registry.get(id)?;
+        let service = self.catalog.services.get(&key.service)?;
+        let serving = self.check_serving();
+        let admitted = serving.and_then(|()| admit_for(hello.terms.delivery, &session.peer, self.uid, &service.access));
+        Some(admitted.and_then(|()| self.ask_for(session, id, hello.terms)))
+    }
+
+    /// Takes a Hello, and takes note of its texts as they came, if they can be told from the rest.
+    fn hello(&mut self, session: &Session, hello: &HelloRef<'_>, texts: Option<&[u8]>) -> Result<(), Box<Refusal>> {
         self.check_serving()?;
-        let uid = self.uid;
-        let admitted = |rules: &AccessRules| match hello.delivery {
-            Delivery::Endpoint => admit(&session.peer, uid, rules),
-            Delivery::Connected => admit_connected(&session.peer, uid, rules),
-        };
-        let known = self.lookups.find(hello).filter(|id| self.registry.get(*id).is_some());
-        let id = match (known, self.catalog.services.get(hello.service)) {
-            (Some(id), Some(service)) => {
-                admitted(&service.access).map_err(rejected)?;
-                id
-            }
-            _ => self.look_up(hello, admitted)?,
-        };
-        let kind = Kind::Hello(hello.delivery);
-        let waiter = self.ask(session.id, hello.request_id, id, kind, hello.deadline_ms)?;
-        match hello.found_dead {
+        let id = self.look_up(&session.peer, hello)?;
+        if let Some(texts) = texts {
+            self.lookups.note(texts, id);
+        }
+        self.ask_for(session, id, hello.terms())
+    }
+
+    /// Files a Hello of one who may have the backend, and hands it to its machine.
+    fn ask_for(&mut self, session: &Session, id: BackendId, terms: Terms) -> Result<(), Box<Refusal>> {
+        let Terms { request_id, deadline_ms, delivery, found_dead } = terms;
+        let waiter = self.ask(session.id, request_id, id, Kind::Hello(delivery), deadline_ms)?;
+        match found_dead {
             Some(generation) => self.hello_after(id, generation, waiter),
             None => self.dispatch(id, Event::Hello(waiter)),
         }
@@ -79,11 +102,7 @@ impl Driver {
     }
 
     /// The backend that a Hello names, registered if it is new.
-    fn look_up(
-        &mut self,
-        hello: &HelloRef<'_>,
-        admitted: impl FnOnce(&AccessRules) -> Result<(), Rejection>,
-    ) -> Result<BackendId, Box<Refusal>> {
+    fn look_up(&mut self, peer: &Peer, hello: &HelloRef<'_>) -> Result<BackendId, Box<Refusal>> {
         let malformed = |error: &dyn std::fmt::Display| Box::new(Refusal::new(Code::Malformed, error.to_string()));
         let instance = InstanceName::parse(hello.instance).map_err(|e| malformed(&e))?;
         let service = match self.catalog.services.get(hello.service) {
@@ -92,10 +111,9 @@ impl Driver {
         };
         let requirement = Requirement::parse(hello.version_requirement).map_err(|e| malformed(&e))?;
         let service = service.map_err(|unknown| self.service_unknown(&unknown))?;
+        let admitted = |rules: &AccessRules| admit_for(hello.delivery, peer, self.uid, rules);
         let definition = choose_daemon(service, &requirement, admitted)?;
-        let id = self.open(instance, &definition)?;
-        self.lookups.note(hello, id);
-        Ok(id)
+        self.open(instance, &definition)
     }
 
     pub(super) fn check_serving(&self) -> Result<(), Box<Refusal>> {
@@ -228,22 +246,27 @@ impl Driver {
     }
 }
 
-fn rejected(rejection: Rejection) -> Box<Refusal> {
-    Box::new(Refusal::new(Code::PeerRejected, rejection.to_string()))
+/// Asks whether a peer may have a service in that way.
+fn admit_for(delivery: Delivery, peer: &Peer, broker_uid: u32, rules: &AccessRules) -> Result<(), Box<Refusal>> {
+    let admitted = match delivery {
+        Delivery::Endpoint => admit(peer, broker_uid, rules),
+        Delivery::Connected => admit_connected(peer, broker_uid, rules),
+    };
+    admitted.map_err(|rejection| Box::new(Refusal::new(Code::PeerRejected, rejection.to_string())))
 }
 
 /// Asks whether the peer may have a service that is a daemon, and picks a version.
 pub(super) fn choose_daemon(
     service: &Service,
     requirement: &Requirement,
-    admitted: impl FnOnce(&AccessRules) -> Result<(), Rejection>,
+    admitted: impl FnOnce(&AccessRules) -> Result<(), Box<Refusal>>,
 ) -> Result<Arc<Definition>, Box<Refusal>> {
     let services::Kind::Daemon(versions) = &service.kind else {
         let name = &service.name;
         let reason = format!("`{name}` is a process and not a daemon: `brokerctl run {name}` runs it");
         return Err(Box::new(Refusal::new(Code::ServiceUnknown, reason)));
     };
-    admitted(&service.access).map_err(rejected)?;
+    admitted(&service.access)?;
     choose_among(service, versions, requirement)
 }
 

@@ -7,8 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use broker_proto::{
-    ClientMessageRef, Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Reassembler,
-    Refusal, decode,
+    Code, FIRST_FRAME_MAX, FRAME_MAX, FrameError, HIGHEST_VERSION, LOWEST_VERSION, Reassembler, Refusal,
 };
 
 use super::Session;
@@ -242,11 +241,11 @@ fn take_message(
         Ok(None) => return Ok(false),
         Err(error) => return Err(end(session, &error)),
     };
-    match decode::<ClientMessageRef<'_>>(body) {
-        Ok(message) => {
+    let said = driver.borrow_mut().client_says(session, body);
+    match said {
+        Ok(()) => {
             *stage = Stage::Accepted;
             session.messages.set(session.messages.get() + 1);
-            driver.borrow_mut().client_message(session, message);
             Ok(true)
         }
         Err(error) => {
