@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::admin::Batch;
 use super::admins::SystemAdmins;
+use super::answers::Answers;
 use super::cgroups::Cgroups;
 use super::clock::{Timer, now};
 use super::events::Events;
@@ -89,6 +90,7 @@ pub(super) struct Driver {
     pub(super) catalog: Catalog,
     /// What Hellos have named of this catalogue.
     pub(super) lookups: Lookups<BackendId>,
+    pub(super) answers: Answers<BackendId>,
     pub(super) registry: Registry,
     pub(super) hosted: ById<BackendId, Box<Hosted>>,
     pub(super) asked: ById<Ticket, Asked>,
@@ -200,6 +202,7 @@ impl Driver {
                 cgroups,
                 catalog,
                 lookups: Lookups::new(),
+                answers: Answers::new(),
                 registry: Registry::new(config.limits.backends),
                 config,
                 hosted: ById::default(),

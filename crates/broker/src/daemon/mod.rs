@@ -5,6 +5,7 @@
 
 mod admin;
 mod admins;
+mod answers;
 mod args;
 mod cgroups;
 mod clock;

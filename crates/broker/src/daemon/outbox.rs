@@ -8,8 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use broker_proto::{Preamble, encode_frame};
-use serde::Serialize;
+use broker_proto::{CodecError, Preamble};
 
 use super::connection::Connection;
 
@@ -72,14 +71,18 @@ impl Outbox {
         self.room().extend_from_slice(&preamble.to_bytes());
     }
 
-    /// Appends a message, and the descriptor that goes with it.
+    /// Has a message appended as a frame, and takes the descriptor that goes with it.
     ///
     /// # Errors
     /// Too much is kept already.
-    pub(super) fn push(&mut self, message: &impl Serialize, descriptor: Option<OwnedFd>) -> Result<(), Unsent> {
+    pub(super) fn push(
+        &mut self,
+        append: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), Unsent> {
         let room = self.room();
         let start = room.len();
-        if let Err(error) = encode_frame(message, room) {
+        if let Err(error) = append(room) {
             tracing::error!(%error, "a message cannot be sent");
             return Err(Unsent::TooLong);
         }
@@ -145,13 +148,18 @@ mod tests {
     use std::io::IoSliceMut;
     use std::os::unix::net::UnixStream;
 
-    use broker_proto::{Reassembler, ServerMessage, decode};
+    use broker_proto::{Reassembler, ServerMessage, decode, encode_frame};
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 
     use super::*;
 
     fn pong(nonce: u64) -> ServerMessage {
         ServerMessage::Pong { nonce }
+    }
+
+    /// Appends it as a session does.
+    fn framed(message: ServerMessage) -> impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError> {
+        move |room| encode_frame(&message, room)
     }
 
     /// A connection whose kernel keeps as little as it can, and its peer.
@@ -202,7 +210,7 @@ mod tests {
         let connection = Connection::new(ours.into());
         let mut outbox = Outbox::default();
         outbox.push_preamble(Preamble::writing(1));
-        outbox.push(&pong(1), Some(std::fs::File::open("/").expect("a folder").into())).expect("room");
+        outbox.push(framed(pong(1)), Some(std::fs::File::open("/").expect("a folder").into())).expect("room");
         outbox.flush(&connection).expect("the peer is there");
         // Less than a preamble is read, and the descriptor is there: it is one message.
         let mut first = [0; 1];
@@ -220,10 +228,10 @@ mod tests {
         let long = |text: &str| ServerMessage::AdminReply { request_id: 1, json: text.repeat(2000) };
         let (mut outbox, mut inbox) = (Outbox::default(), Inbox::default());
         for round in 0..20 {
-            outbox.push(&pong(round), None).expect("room");
-            outbox.push(&long("before"), descriptor()).expect("room");
-            outbox.push(&pong(round), descriptor()).expect("room");
-            outbox.push(&long("after"), None).expect("room");
+            outbox.push(framed(pong(round)), None).expect("room");
+            outbox.push(framed(long("before")), descriptor()).expect("room");
+            outbox.push(framed(pong(round)), descriptor()).expect("room");
+            outbox.push(framed(long("after")), None).expect("room");
             // Half of it stays, and more comes behind it.
             let kept = outbox.kept();
             while outbox.kept() > kept / 2 {

@@ -195,7 +195,7 @@ impl Driver {
         let session = self.sessions.get(&asked.session).map(|connected| &*connected.session);
         match (asked.kind, session) {
             (Kind::Hello(_), None) => {}
-            (Kind::Hello(Delivery::Endpoint), Some(session)) => grant.send(session, None),
+            (Kind::Hello(Delivery::Endpoint), Some(session)) => grant.send_prepared(session, id, &mut self.answers),
             (Kind::Hello(Delivery::Connected), Some(session)) => match connect(&running.endpoint) {
                 Ok(Connection::Made(socket)) => grant.send(session, Some(socket)),
                 Ok(Connection::Pending(socket)) => {

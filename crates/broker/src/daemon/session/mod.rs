@@ -9,8 +9,7 @@ use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
-use broker_proto::{Code, HIGHEST_VERSION, Preamble, Refusal, ServerMessage, ServerMessageRef};
-use serde::Serialize;
+use broker_proto::{Code, CodecError, HIGHEST_VERSION, Preamble, Refusal, ServerMessage, encode_frame};
 
 pub(super) use self::serving::serve;
 use super::connection::Connection;
@@ -88,7 +87,7 @@ impl Session {
 
     /// Sends a message, at the end of this turn if the socket takes it.
     pub(super) fn send(&self, message: &ServerMessage, descriptor: Option<OwnedFd>) {
-        match (self.push(message, descriptor), message) {
+        match (self.push(|room| encode_frame(message, room), descriptor), message) {
             (Ok(()), _) => {}
             (Err(Unsent::TooLong), ServerMessage::AdminReply { request_id, .. }) => {
                 let reason = "the report is longer than a message may be: ask for fewer backends";
@@ -98,20 +97,28 @@ impl Session {
         }
     }
 
-    /// The same for what a Hello is answered.
-    pub(super) fn send_negotiated(&self, message: &ServerMessageRef<'_>, descriptor: Option<OwnedFd>) {
-        if let Err(error) = self.push(message, descriptor) {
+    /// The same for what a Hello is answered, which is appended as a frame.
+    pub(super) fn send_negotiated(
+        &self,
+        append: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+        descriptor: Option<OwnedFd>,
+    ) {
+        if let Err(error) = self.push(append, descriptor) {
             self.give_up(&error);
         }
     }
 
-    fn push(&self, message: &impl Serialize, descriptor: Option<OwnedFd>) -> Result<(), Unsent> {
+    fn push(
+        &self,
+        append: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), Unsent> {
         if self.is_hushed.get() {
             return Ok(());
         }
         let kept = {
             let mut outbox = self.outbox.borrow_mut();
-            outbox.push(message, descriptor)?;
+            outbox.push(append, descriptor)?;
             outbox.kept()
         };
         if kept > AT_ONCE {
