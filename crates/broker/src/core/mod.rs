@@ -27,6 +27,6 @@ pub(crate) mod trimming;
 pub(crate) mod versions;
 mod waiters;
 
-pub(crate) use time::{Timestamp, millis, millis_up};
+pub(crate) use time::{Timestamp, first_of, millis, millis_up};
 
 pub(crate) use by_id::{ById, IdSet};

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub(crate) struct Timestamp(u64);
 
+/// Later than all that is waited for.
+const END: Timestamp = Timestamp(u64::MAX);
+
 impl Timestamp {
     pub(crate) const fn from_nanos(nanoseconds: u64) -> Self {
         Self(nanoseconds)
@@ -22,6 +25,12 @@ impl Timestamp {
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// The first of several deadlines, each of which may be none. The end of time is none.
+pub(crate) fn first_of<const N: usize>(deadlines: [Option<Timestamp>; N]) -> Option<Timestamp> {
+    let first = deadlines.into_iter().fold(END, |first, deadline| first.min(deadline.unwrap_or(END)));
+    (first < END).then_some(first)
 }
 
 impl std::ops::Add<Duration> for Timestamp {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Timestamp;
+use super::{Timestamp, first_of};
 
 /// Names one request for its whole life: as a waiter, and as a hold when it was granted. Given out in ascending order
 /// and never twice, so that the order of tickets is the order of arrival.
@@ -29,7 +29,7 @@ pub(crate) struct Waiters {
 
 impl Waiters {
     pub(crate) fn join(&mut self, waiter: Waiter) {
-        self.earliest = [self.earliest, waiter.deadline].into_iter().flatten().min();
+        self.earliest = first_of([self.earliest, waiter.deadline]);
         self.by_ticket.insert(waiter.ticket, waiter);
     }
 

@@ -11,6 +11,7 @@ use super::listener::is_awaited;
 use super::perform::connections;
 use super::session::Session;
 use crate::core::backend::Event;
+use crate::core::first_of;
 
 /// How many sessions are given a sign of life before others have their turn.
 const BEATS_AT_ONCE: usize = 64;
@@ -18,7 +19,7 @@ const BEATS_AT_ONCE: usize = 64;
 impl Driver {
     /// Sets the timer to the first deadline of all.
     pub(super) fn arm(&self) {
-        let all = [
+        self.timer.arm(first_of([
             self.registry.next_deadline(),
             self.heartbeat.next_deadline(),
             self.patience.next_deadline(),
@@ -26,8 +27,7 @@ impl Driver {
             self.idle_exit.next_deadline(),
             self.manager.next_deadline(),
             self.farewell.next_deadline(),
-        ];
-        self.timer.arm(all.into_iter().flatten().min());
+        ]));
     }
 
     /// Does what is due.

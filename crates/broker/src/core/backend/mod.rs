@@ -25,7 +25,7 @@ use super::readiness::Readiness;
 use super::recovery::{self, Budget};
 use super::waiters::Waiters;
 pub(crate) use super::waiters::{Ticket, Waiter};
-use super::{IdSet, Timestamp};
+use super::{IdSet, Timestamp, first_of};
 
 /// While somebody is still connected to a backend whose time is over, look again this often at most.
 const IDLE_RECHECK: Duration = Duration::from_secs(1);
@@ -216,7 +216,7 @@ impl Backend {
     /// When the machine wants a [`Event::Tick`].
     #[must_use]
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
-        let own = match &self.state {
+        first_of(match &self.state {
             State::Inactive { .. } => [None, None, None],
             State::Starting(starting) => {
                 let ceiling = starting.began + starting.readiness.ceiling();
@@ -230,8 +230,7 @@ impl Backend {
             State::Backoff { until, waiters } => [Some(*until), waiters.earliest(), None],
             State::Failed { until, .. } => [Some(*until), None, None],
             State::Quarantined { .. } => [None, None, None],
-        };
-        own.into_iter().flatten().min()
+        })
     }
 
     /// Whether nothing runs and nothing is remembered that a new machine would not know.
