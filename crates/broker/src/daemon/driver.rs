@@ -269,33 +269,41 @@ impl Driver {
 
     /// Hands an event to a machine, performs what follows, and sets the timer anew.
     pub(super) fn dispatch(&mut self, id: BackendId, event: Event) {
-        self.follow_up(id, event);
+        match self.queue.is_empty() {
+            true => self.handle(id, event),
+            false => self.follow_up(id, event),
+        }
         self.work_off();
     }
 
     /// Hands the events that wait to their machines, and sees to what else may follow from a change.
     pub(super) fn work_off(&mut self) {
-        // Taken for as long as it is used: an effect may be another event's cause.
-        let mut effects = mem::take(&mut self.effects);
         while let Some((id, event)) = self.queue.pop_front() {
-            // What follows a decision is done after it was put down.
-            let is_changed = self.registry.handle(now(), id, event, &mut effects);
-            if is_changed {
-                self.remember(id);
-                self.manager.changed();
-            }
-            for effect in effects.drain(..) {
-                self.perform(id, effect);
-            }
-            if is_changed {
-                self.attend(id);
-            }
+            self.handle(id, event);
         }
         self.queue.shrink_to(EFFECTS_USUAL);
-        effects.shrink_to(EFFECTS_USUAL);
-        self.effects = effects;
+        self.effects.shrink_to(EFFECTS_USUAL);
         self.arm();
         self.leave_if_empty();
+    }
+
+    /// Hands an event to its machine, and does what that decides.
+    fn handle(&mut self, id: BackendId, event: Event) {
+        // Taken for as long as it is used: an effect may be another event's cause.
+        let mut effects = mem::take(&mut self.effects);
+        // What follows a decision is done after it was put down.
+        let is_changed = self.registry.handle(now(), id, event, &mut effects);
+        if is_changed {
+            self.remember(id);
+            self.manager.changed();
+        }
+        for effect in effects.drain(..) {
+            self.perform(id, effect);
+        }
+        if is_changed {
+            self.attend(id);
+        }
+        self.effects = effects;
     }
 
     /// Adds an event behind those that wait and the one being handled.
