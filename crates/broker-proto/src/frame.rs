@@ -1,5 +1,6 @@
 //! Preamble and frames: where one message ends and the next begins. Bytes in, bodies out; no socket.
 
+use std::mem;
 use std::ops::Range;
 
 /// Bytes of a frame's length prefix.
@@ -120,12 +121,15 @@ impl Reassembler {
         &mut self.bytes
     }
 
-    /// Gives the memory back when nothing is kept, so that an idle stream costs none.
-    pub fn release_memory(&mut self) {
-        if self.taken == self.bytes.len() {
-            self.bytes = Vec::new();
-            self.taken = 0;
+    /// Gives the memory out when nothing is kept, so that an idle stream costs none: to be dropped, or for another stream.
+    pub fn release_memory(&mut self) -> Vec<u8> {
+        if self.is_midway() {
+            return Vec::new();
         }
+        self.taken = 0;
+        let mut memory = mem::take(&mut self.bytes);
+        memory.clear();
+        memory
     }
 
     /// Whether part of a preamble or frame has arrived and the rest has not.
@@ -219,7 +223,12 @@ mod tests {
         let mut stream = Reassembler::default();
         stream.space().extend_from_slice(&[1, 0, 0, 0, 42]);
         assert_eq!(stream.frame(FRAME_MAX), Ok(Some(&[42][..])));
-        stream.release_memory();
+        stream.space().extend_from_slice(&[1, 0]);
+        assert_eq!(stream.release_memory().capacity(), 0, "part of a frame is kept");
+        stream.space().extend_from_slice(&[0, 0, 42]);
+        assert_eq!(stream.frame(FRAME_MAX), Ok(Some(&[42][..])));
+        let memory = stream.release_memory();
+        assert!(memory.is_empty() && memory.capacity() > 0);
         assert_eq!(stream.space().capacity(), 0);
     }
 

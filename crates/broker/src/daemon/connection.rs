@@ -5,6 +5,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::io::{self, IoSlice};
+use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -24,8 +25,22 @@ const READ_BYTES: usize = 8 << 10;
 pub(super) const RESTS_MAX: usize = 512;
 
 thread_local! {
-    /// What is read comes here first: no session keeps room for what it may be told.
-    static ARRIVING: RefCell<[u8; READ_BYTES]> = const { RefCell::new([0; READ_BYTES]) };
+    static ARRIVING: RefCell<Arriving> = const { RefCell::new(Arriving { bytes: [0; READ_BYTES], room: Vec::new() }) };
+}
+
+/// No session keeps room for what it may be told.
+struct Arriving {
+    /// What is read comes here first.
+    bytes: [u8; READ_BYTES],
+    /// What is kept of it until it is worked off goes here, where nothing is kept already.
+    room: Vec<u8>,
+}
+
+/// Takes room back that is not used any more, for whoever reads next.
+pub(super) fn keep_room(room: Vec<u8>) {
+    if room.capacity() <= READ_BYTES {
+        ARRIVING.with_borrow_mut(|arriving| arriving.room = room);
+    }
 }
 
 #[derive(Debug)]
@@ -69,10 +84,13 @@ impl Connection {
 
     /// Appends what is there now.
     pub(super) fn read_now(&self, input: &mut Vec<u8>) -> io::Result<Option<usize>> {
-        ARRIVING.with_borrow_mut(|bytes| {
+        ARRIVING.with_borrow_mut(|Arriving { bytes, room }| {
             loop {
                 match recv(self.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT) {
                     Ok(count) => {
+                        if input.capacity() == 0 {
+                            mem::swap(input, room);
+                        }
                         input.extend_from_slice(&bytes[..count]);
                         return Ok(Some(count));
                     }

@@ -12,7 +12,7 @@ use broker_proto::{
 
 use super::Session;
 use crate::daemon::clock::now;
-use crate::daemon::connection::RESTS_MAX;
+use crate::daemon::connection::{RESTS_MAX, keep_room};
 use crate::daemon::driver::Shared;
 use crate::daemon::watched::Watched;
 
@@ -139,7 +139,7 @@ fn take_read(
         return Ok(());
     }
     answer_in_time(driver, session, input, stage)?;
-    input.release_memory();
+    keep_room(input.release_memory());
     Ok(())
 }
 
