@@ -15,10 +15,15 @@ use super::session::Session;
 /// For how many room is kept.
 const SENDERS_USUAL: usize = 64;
 
+/// How much room is made for an answer, in bytes: what a Hello is told, with the longest path of a socket.
+const ANSWER_USUAL: usize = 384;
+
 /// Who has something to send.
 #[derive(Debug, Default)]
 pub(super) struct Mail {
     senders: RefCell<Vec<Rc<Session>>>,
+    /// Room for answers, from whoever has sent theirs.
+    rooms: RefCell<Vec<Vec<u8>>>,
     has_come: Notify,
 }
 
@@ -27,6 +32,19 @@ impl Mail {
     pub(super) fn post(&self, sender: Rc<Session>) {
         self.senders.borrow_mut().push(sender);
         self.has_come.notify_one();
+    }
+
+    /// Room for somebody's answer.
+    pub(super) fn room(&self) -> Vec<u8> {
+        self.rooms.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(ANSWER_USUAL))
+    }
+
+    /// Takes room back once what was there is sent.
+    pub(super) fn keep_room(&self, room: Vec<u8>) {
+        let mut rooms = self.rooms.borrow_mut();
+        if rooms.len() < SENDERS_USUAL && (1..=ANSWER_USUAL).contains(&room.capacity()) {
+            rooms.push(room);
+        }
     }
 
     /// Writes what there is, for as long as the broker runs, and stays awake for that long afterwards: who asks again at

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -14,9 +15,6 @@ use super::connection::Connection;
 
 /// The most that is kept for a peer that does not read, in bytes: 4 MiB, four of the longest frames.
 const KEPT_MAX: usize = 4 << 20;
-
-/// How much room is made for an answer, in bytes: what a Hello is told, with the longest path of a socket.
-const ANSWER_USUAL: usize = 384;
 
 /// What is kept, in order.
 #[derive(Debug, Default)]
@@ -66,6 +64,23 @@ impl Outbox {
         self.bytes.len() - self.sent
     }
 
+    /// Whether room was never given to it, or taken away.
+    pub(super) fn has_no_room(&self) -> bool {
+        self.bytes.capacity() == 0
+    }
+
+    /// Gives it room, when it has none.
+    pub(super) fn give_room(&mut self, room: Vec<u8>) {
+        self.bytes = room;
+    }
+
+    /// Takes its room away, when it is empty.
+    pub(super) fn take_room(&mut self) -> Vec<u8> {
+        let mut room = mem::take(self).bytes;
+        room.clear();
+        room
+    }
+
     pub(super) fn push_preamble(&mut self, preamble: Preamble) {
         self.is_preamble = self.is_empty();
         self.room().extend_from_slice(&preamble.to_bytes());
@@ -97,9 +112,6 @@ impl Outbox {
 
     /// Where bytes are appended. What was sent goes once it is more than the rest, so that each byte is moved once at most.
     fn room(&mut self) -> &mut Vec<u8> {
-        if self.bytes.capacity() == 0 {
-            self.bytes = Vec::with_capacity(ANSWER_USUAL);
-        }
         if self.sent > self.kept() {
             self.bytes.drain(..self.sent);
             for Parcel { message, .. } in &mut self.parcels {
@@ -138,7 +150,6 @@ impl Outbox {
                 Err(error) => return Err(error),
             }
         }
-        *self = Self::default();
         Ok(())
     }
 }

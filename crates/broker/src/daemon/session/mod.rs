@@ -4,7 +4,7 @@
 
 mod serving;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -117,7 +117,7 @@ impl Session {
             return Ok(());
         }
         let kept = {
-            let mut outbox = self.outbox.borrow_mut();
+            let mut outbox = self.outbox();
             outbox.push(append, descriptor)?;
             outbox.kept()
         };
@@ -127,6 +127,15 @@ impl Session {
             self.post();
         }
         Ok(())
+    }
+
+    /// Where a message is appended.
+    fn outbox(&self) -> RefMut<'_, Outbox> {
+        let mut outbox = self.outbox.borrow_mut();
+        if outbox.has_no_room() {
+            outbox.give_room(self.mail.room());
+        }
+        outbox
     }
 
     fn give_up(&self, error: &Unsent) {
@@ -172,7 +181,7 @@ impl Session {
     }
 
     fn send_preamble(&self, version: u16) {
-        self.outbox.borrow_mut().push_preamble(Preamble::writing(version));
+        self.outbox().push_preamble(Preamble::writing(version));
         self.post();
     }
 
@@ -221,7 +230,11 @@ impl Session {
 
     fn flush(&self) {
         let mut outbox = self.outbox.borrow_mut();
-        match outbox.flush(&self.connection) {
+        let flushed = outbox.flush(&self.connection);
+        if outbox.is_empty() {
+            self.mail.keep_room(outbox.take_room());
+        }
+        match flushed {
             Ok(()) if outbox.is_empty() && self.is_hushed.get() => {
                 self.connection.end_writing();
             }
