@@ -9,6 +9,7 @@ use std::mem;
 use std::rc::{Rc, Weak};
 
 use broker_proto::{Code, Delivery, Reconnect, Refusal, RequestId, ServerMessage};
+use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, mpsc};
 
 use super::admin::Batch;
@@ -104,7 +105,7 @@ pub(super) struct Driver {
     pub(super) fd_store: FdStore,
     pub(super) sessions: ById<SessionId, Connected>,
     pub(super) mail: Rc<Mail>,
-    pub(super) sessions_of_user: HashMap<u32, usize>,
+    pub(super) sessions_of_user: FxHashMap<u32, usize>,
     pub(super) watches: Watches,
     pub(super) processes: Processes,
     pub(super) mains: Mains,
@@ -216,7 +217,7 @@ impl Driver {
                 fd_store,
                 sessions: ById::default(),
                 mail: Rc::default(),
-                sessions_of_user: HashMap::new(),
+                sessions_of_user: FxHashMap::default(),
                 watches,
                 processes,
                 mains: Mains::default(),
