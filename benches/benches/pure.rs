@@ -5,7 +5,8 @@ use std::hint::black_box;
 use broker::Machines;
 use broker_proto::{
     ClientInfo, ClientMessage, Delivery, Endpoint, FRAME_MAX, HIGHEST_VERSION, Hello, InstanceName, Negotiated,
-    Preamble, Reassembler, Requirement, ServerMessage, ServiceName, decode, encode_frame,
+    Preamble, PreparedNegotiated, Reassembler, Requirement, ServerMessage, ServiceName, UnreadHello, decode,
+    encode_frame,
 };
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -57,10 +58,21 @@ fn codec(criterion: &mut Criterion) {
     group.bench_function("hello, decoded", |bencher| {
         bencher.iter(|| decode::<ClientMessage>(black_box(&hello_body)).expect("a message"));
     });
+    group.bench_function("hello, taken apart unread", |bencher| {
+        bencher.iter(|| UnreadHello::of(black_box(&hello_body)).expect("a hello"));
+    });
     group.bench_function("negotiated, encoded", |bencher| {
         bencher.iter(|| {
             out.clear();
             encode_frame(black_box(&negotiated), &mut out).expect("a short message");
+        });
+    });
+    let ServerMessage::Negotiated(granted) = &negotiated else { unreachable!("it is one") };
+    let prepared = PreparedNegotiated::new(&granted.as_ref()).expect("it can be encoded");
+    group.bench_function("negotiated, prepared", |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            prepared.append_frame(black_box(7), &mut out).expect("a short message");
         });
     });
     group.bench_function("negotiated, decoded", |bencher| {

@@ -1,4 +1,4 @@
-//! One client connection: bytes to messages, messages to the driver, answers to bytes.
+//! One client connection: bytes to frames, frames to the driver, answers to bytes.
 //!
 //! Owns the stream and its limits, and decides nothing about backends.
 
