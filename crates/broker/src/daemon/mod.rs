@@ -83,6 +83,7 @@ use crate::config::{Config, ConfigError, Options, Surroundings};
 use crate::core::backend::Event;
 use crate::journal::Journal;
 use crate::process::orphans::reap_orphans;
+use crate::process::spawn::reserve_descriptors;
 use crate::reaper;
 use crate::services::Catalog;
 use crate::store::StoreError;
@@ -205,7 +206,6 @@ fn run(config: Config, inherited: Inherited, launcher: Option<Launcher>, manager
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a fault of the broker")));
     nix::sys::prctl::set_child_subreaper(true).map_err(|errno| system("become a subreaper")(errno.into()))?;
     let nofile_soft = raise_descriptor_limit();
-    crate::process::spawn::reserve_descriptors();
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     runtime.map_err(system("start the runtime"))?.block_on(serve(config, inherited, nofile_soft, launcher, manager))
 }
@@ -234,6 +234,7 @@ async fn serve(
     let passed = std::mem::take(&mut inherited.listeners);
     let (mut ownership, listeners) =
         Ownership::take(&config.socket, &config.state_dir, &places, config.socket_group, passed)?;
+    reserve_descriptors();
     let opened = Journal::open(&places.journal())?;
     let here = Here::read().map_err(system("learn which boot this is"))?;
     let catalog = Catalog::load(&config.services);
