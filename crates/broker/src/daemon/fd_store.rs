@@ -330,6 +330,8 @@ fn is_full(told: &io::Result<()>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -370,8 +372,11 @@ mod tests {
         let first = launch();
         let Ok(Order::Settle { with_manager: true, done }) = ordered.recv() else { panic!("it is not waited for") };
         let second = launch();
-        // One that passed would have ended by then.
-        (0..10_000).take_while(|_| !second.is_finished()).for_each(|_| thread::yield_now());
+        // One that passed would have ended by then; nobody waits for longer than PATIENCE.
+        let enough = Instant::now() + PATIENCE / 100;
+        while !second.is_finished() && Instant::now() < enough {
+            thread::yield_now();
+        }
         is_closed.store(true, Ordering::SeqCst);
         done.send(()).expect("it waits");
         first.join().expect("no panic");
