@@ -206,7 +206,7 @@ fn children(pid: Pid) -> io::Result<Vec<Pid>> {
 
 /// The name by which people know the process, for messages; `None` if it is gone.
 pub(crate) fn command_name(pid: Pid) -> Option<String> {
-    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = proc::read(format!("/proc/{pid}/comm")).ok()?;
     Some(OsStr::from_bytes(name.trim_ascii_end()).to_string_lossy().chars().filter(|c| !c.is_control()).collect())
 }
 

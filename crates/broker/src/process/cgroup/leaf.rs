@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::super::proc;
 use super::end::{end, kill};
 use super::hierarchy::{self, Hierarchy};
 use super::unit;
@@ -195,7 +196,7 @@ pub(super) fn below(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn gather(folder: &Path, found: &mut Vec<Pid>) {
-    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let text = proc::read_text(folder.join("cgroup.procs")).unwrap_or_default();
     let numbers = text.lines().filter_map(|line| line.parse().ok()).filter(|number| *number > 0);
     found.extend(numbers.map(Pid::from_raw));
     below(folder).iter().for_each(|below| gather(below, found));

@@ -2,13 +2,13 @@
 //!
 //! It reads what the unit's keeper, its main process, and the kernel show of it, and changes nothing.
 
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::super::proc;
 use super::end::is_empty_by;
 use super::{KEEPER, leaf};
 use crate::process::identity::is_condemned;
@@ -22,7 +22,7 @@ const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL];
 /// The keeper is told first. systemd signals a unit's main process before all others, for a stop and for `systemctl
 /// kill`; `cgroup.kill` goes by age, and nobody came before the keeper. So who saw another end can see it.
 pub(super) fn is_closing(folder: &Path) -> Option<bool> {
-    let keepers = fs::read_to_string(folder.join(KEEPER).join("cgroup.procs")).ok()?;
+    let keepers = proc::read_text(folder.join(KEEPER).join("cgroup.procs")).ok()?;
     // One of another pid namespace has the number 0, and is not looked at.
     let mut numbers = keepers.lines().filter_map(|line| line.parse().ok());
     Some(numbers.all(|number| number > 0 && is_condemned(Pid::from_raw(number), &ENDING)))
@@ -46,6 +46,8 @@ pub(crate) fn outlast_the_others(folder: &Path, patience: Duration) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
+
     use super::*;
 
     /// Has the unit in this folder be kept by that process.
