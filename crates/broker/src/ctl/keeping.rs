@@ -33,11 +33,17 @@ impl Keeping {
         if self.no_reconnect {
             return Ok(builder.no_reconnect());
         }
-        let default = ReconnectConfig::default();
-        let longest = self.max_reconnect_delay.unwrap_or(default.max_backoff());
-        let config = ReconnectConfig::new(DELAY_MIN, longest, default.max_attempts());
+        let longest = self.max_reconnect_delay.unwrap_or(ReconnectConfig::default().max_backoff());
+        let config = ReconnectConfig::new(DELAY_MIN, longest, attempts(longest));
         Ok(builder.reconnect(config.map_err(|e| Failure::because(FAILED, "cannot reconnect so", e))?))
     }
+}
+
+/// How often a broker that is away is dialled. Who asks for shorter pauses is as patient as everybody.
+fn attempts(longest_pause: Duration) -> u32 {
+    let default = ReconnectConfig::default();
+    let times = default.max_backoff().as_millis().div_ceil(longest_pause.as_millis().max(1));
+    default.max_attempts().saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
 }
 
 /// Options of commands for which a broker may be started.
@@ -152,6 +158,16 @@ fn delay(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shorter_pauses_do_not_make_it_give_up_sooner() {
+        let default = ReconnectConfig::default();
+        let (usual, longest) = (default.max_attempts(), default.max_backoff());
+        assert_eq!(attempts(longest), usual);
+        assert_eq!(attempts(longest * 2), usual);
+        assert_eq!(attempts(longest / 50), usual * 50);
+        assert_eq!(attempts(longest - DELAY_MIN), usual * 2, "rounded up");
+    }
 
     #[test]
     fn the_longest_pause_has_a_least_value() {
