@@ -36,7 +36,11 @@ fn a_bad_file_takes_neither_others_nor_running_backends_down() {
     assert_eq!(broker.status()["broker"]["problems"], problems.len());
     let services = broker.ctl_json(&["services"]).done().json();
     assert_eq!(services["problems"].as_array().map(Vec::len), Some(problems.len()));
-    let _ = broker.ctl_json(&["resolve", "new"]).refused(69, "service_unknown");
+    let refused = broker.ctl_json(&["resolve", "new"]).refused(69, "service_unknown");
+    let reason = refused["reason"].as_str().expect("a text");
+    for part in ["its file has errors: ", "new.toml", "unknown key `nom`", "no version"] {
+        assert!(reason.contains(part), "`{part}` is missing: {reason}");
+    }
 }
 
 fn check_names_file_line_key_and_likely_spelling() {

@@ -27,6 +27,9 @@ use crate::services::{self, Definition, Service};
 /// one that never releases what it holds is stopped here.
 const REQUESTS_PER_SESSION_MAX: usize = 32_768;
 
+/// How many errors of its file are told to whoever asks for a service that so is none. The first may only follow from the next.
+const ERRORS_TOLD: usize = 3;
+
 impl Driver {
     /// Takes what a client says, the body of a frame.
     ///
@@ -130,8 +133,14 @@ impl Driver {
         let names = self.catalog.services.keys().map(ServiceName::as_str);
         let near = suggestion(name.as_str(), names);
         let hint = near.unwrap_or_default();
-        let broken = self.catalog.problems.iter().find(|p| p.file.file_stem().is_some_and(|s| s == name.as_str()));
-        let why = broken.map(|p| format!("; its file has an error: {p}")).unwrap_or_default();
+        let mut errors = self.catalog.errors_in_file_of(name);
+        let told: Vec<String> = errors.by_ref().take(ERRORS_TOLD).map(ToString::to_string).collect();
+        let why = match (&*told, errors.count()) {
+            ([], _) => String::new(),
+            ([error], _) => format!("; its file has an error: {error}"),
+            (told, 0) => format!("; its file has errors: {}", told.join("; ")),
+            (told, more) => format!("; its file has errors: {}; {more} more by `brokerctl check`", told.join("; ")),
+        };
         Box::new(Refusal::new(Code::ServiceUnknown, format!("no service file defines `{name}`{hint}{why}")))
     }
 

@@ -13,7 +13,7 @@ use nix::unistd::Uid;
 
 use super::definition::Service;
 use super::file::{self, writable_by_others};
-use super::problem::Problem;
+use super::problem::{Problem, Severity};
 use super::schema;
 
 /// All services by name.
@@ -69,7 +69,13 @@ impl Catalog {
     /// Whether a file or a directory could not be used.
     #[cfg(test)]
     pub(crate) fn has_errors(&self) -> bool {
-        self.problems.iter().any(|problem| problem.severity == super::problem::Severity::Error)
+        self.problems.iter().any(|problem| problem.severity == Severity::Error)
+    }
+
+    /// Why the file that bears the name of a service defines nothing.
+    pub(crate) fn errors_in_file_of(&self, name: &ServiceName) -> impl Iterator<Item = &Problem> {
+        let is_of_it = |problem: &&Problem| problem.file.file_stem().is_some_and(|stem| stem == name.as_str());
+        self.problems.iter().filter(|problem| problem.severity == Severity::Error).filter(is_of_it)
     }
 
     fn add(&mut self, path: &Path, distrust: Distrust) {
