@@ -14,7 +14,7 @@ trials![
     demo_ends_and_leaves_nothing_behind,
     sigint_stops_the_backends_and_removes_their_endpoints,
     sigterm_leaves_the_backends_to_the_next_broker,
-    a_second_sigterm_ends_at_once,
+    a_second_signal_of_either_kind_ends_at_once,
     shutdown_stops_the_backends_then_the_broker,
     a_shutdown_ends_starts_and_waits_too,
     a_second_broker_says_who_holds_the_socket,
@@ -95,17 +95,21 @@ fn sigterm_leaves_the_backends_to_the_next_broker() {
     }
 }
 
-fn a_second_sigterm_ends_at_once() {
+fn a_second_signal_of_either_kind_ends_at_once() {
     let service = Service::fake("deaf", &["--ignore-term"]).toml("[lifecycle]\nstop_timeout = \"1h\"");
-    let mut broker = Broker::start(&[&service]);
-    let _ = broker.resolve("deaf");
-    broker.may_leave_processes();
-    let mut session = broker.session();
-    let _ = session.hold("deaf");
-    broker.signal(Signal::SIGTERM);
-    session.wait_message("the drain", |message| matches!(message, ServerMessage::GoAway { .. }).then_some(()));
-    broker.signal(Signal::SIGTERM);
-    assert_eq!(broker.ended().code(), Some(128 + 15));
+    for first in [Signal::SIGTERM, Signal::SIGINT] {
+        for second in [Signal::SIGTERM, Signal::SIGINT] {
+            let mut broker = Broker::start(&[&service]);
+            let _ = broker.resolve("deaf");
+            broker.may_leave_processes();
+            let mut session = broker.session();
+            let _ = session.hold("deaf");
+            broker.signal(first);
+            session.wait_message("the drain", |message| matches!(message, ServerMessage::GoAway { .. }).then_some(()));
+            broker.signal(second);
+            assert_eq!(broker.ended().code(), Some(128 + second as i32), "{second} after {first}");
+        }
+    }
 }
 
 fn shutdown_stops_the_backends_then_the_broker() {
