@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::core::registry::BackendKey;
+use crate::store::chain;
 
 use super::disk::{Begun, Disk, DiskError, Whole};
 use super::image::Image;
@@ -387,10 +388,4 @@ impl Shared {
     pub(super) fn attempts(&self) -> u64 {
         self.lock().attempt
     }
-}
-
-/// The error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

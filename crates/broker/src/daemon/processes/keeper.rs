@@ -20,7 +20,7 @@ use super::claims::Swept;
 use super::orders::{Happening, News, Order};
 use super::record::{Owner, Record};
 use super::records::Records;
-use super::store::{Place, chain};
+use super::store::Place;
 use super::waits::Waits;
 use crate::core::Timestamp;
 use crate::core::durable::{Durable, Event};
@@ -31,6 +31,7 @@ use crate::daemon::work::Report;
 use crate::process::boot::since_boot;
 use crate::process::kernel::{has_ended, reap};
 use crate::reaper::folder::Folder;
+use crate::store::chain;
 
 /// How soon the store is tried again that could not be written.
 const STORE_AGAIN: Duration = Duration::from_secs(1);

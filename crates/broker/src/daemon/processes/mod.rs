@@ -37,7 +37,7 @@ pub(super) use self::orders::{Happening, News};
 use self::records::Records;
 use self::services::resolve_work;
 use self::spec::{Registration, malformed};
-use self::store::{OpenError, Place, chain};
+use self::store::{OpenError, Place};
 use super::admin::reply;
 use super::cgroups::Cgroups;
 use super::driver::Driver;
@@ -48,7 +48,7 @@ use crate::config::{self, Config};
 use crate::core::ById;
 use crate::core::backend::{RETRY_HINT, Ticket};
 use crate::core::millis_up;
-use crate::store::StoreError;
+use crate::store::{StoreError, chain};
 
 /// Orders that wait to be read. The keeper stores what it is told to run, so its pace is the disk's.
 const ORDERS_MAX: usize = 4096;

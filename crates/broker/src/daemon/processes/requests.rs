@@ -11,7 +11,6 @@ use super::orders::{Asker, Happening, News, Order};
 use super::record::Record;
 use super::records::{Cancelled, RecordError};
 use super::spec::{Registration, malformed};
-use super::store::chain;
 use crate::core::backend::RETRY_HINT;
 use crate::core::durable::Event;
 use crate::core::millis_up;
@@ -20,6 +19,7 @@ use crate::daemon::telling;
 use crate::daemon::work::Report;
 use crate::reaper::folder::Folder;
 use crate::services::problem::suggestion;
+use crate::store::chain;
 
 /// How many processes are forgotten in one transaction: others wait as long as it takes.
 const PRUNED_AT_ONCE: usize = 64;

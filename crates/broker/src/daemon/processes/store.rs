@@ -45,17 +45,6 @@ pub(super) enum OpenError {
     Restore(#[source] rusqlite::Error),
 }
 
-/// An error with what caused it, on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 /// The database of a store.
 pub(super) fn database(store: &Path) -> PathBuf {
     store.join("processes.db")
