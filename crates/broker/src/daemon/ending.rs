@@ -265,14 +265,14 @@ impl Driver {
         // Nothing that was registered is forgotten.
         let Some((key, backend)) = self.registry.get(id) else { return };
         ending.is_explained = backend.will_refuse();
-        let (key, mains) = (Arc::new(key.clone()), self.mains.clone());
+        let (key, mains, journal) = (Arc::new(key.clone()), self.mains.clone(), self.journal.clone());
         // Shared, so that it is not lost with a job that no thread takes.
         let ending = Arc::new(Mutex::new(Some(ending)));
         let (theirs, name) = (Arc::clone(&ending), Arc::clone(&key));
         let job = move || {
             let taken = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let finished = taken.map(|ending| work::finish(ending, &name, generation, &mains)).unwrap_or_default();
-            Report::Gone { id, generation, finished }
+            let finished = taken.map(|ending| work::finish(ending, &name, generation, &mains, &journal));
+            Report::Gone { id, generation, finished: finished.unwrap_or_default() }
         };
         self.ending += 1;
         let faulty = move || {
@@ -283,7 +283,7 @@ impl Driver {
             // Nothing may be started over what still runs: so it is ended here, whoever waits meanwhile.
             tracing::error!(backend = %key, generation, %error, "no thread to end a backend from");
             let taken = ending.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let finished = taken.map(|ending| work::finish(ending, &key, generation, &self.mains));
+            let finished = taken.map(|ending| work::finish(ending, &key, generation, &self.mains, &self.journal));
             let Finished { trace, .. } = finished.unwrap_or_default();
             self.ending -= 1;
             self.remember_end(id, generation, &trace);

@@ -176,6 +176,19 @@ impl Journal {
         self.0.shared.settled(change.0)
     }
 
+    /// The same of all that was told until now, told quietly or not.
+    pub(crate) fn catch_up(&self) -> bool {
+        let told = self.0.shared.told();
+        self.wake();
+        self.0.shared.settled(told)
+    }
+
+    /// How many rows the file lacks.
+    #[cfg(test)]
+    pub(crate) fn behind(&self) -> usize {
+        self.0.shared.behind()
+    }
+
     #[cfg(test)]
     fn settle(&self, change: Change) -> bool {
         self.settled(self.begin(change))

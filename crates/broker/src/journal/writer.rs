@@ -129,6 +129,11 @@ impl Shared {
         self.work.notify_one();
     }
 
+    /// The number of the latest change.
+    pub(super) fn told(&self) -> u64 {
+        self.lock().told
+    }
+
     pub(super) fn settled(&self, told: u64) -> bool {
         self.wait(self.lock(), Instant::now() + PATIENCE, |state| match state.committed >= told {
             true => Some(true),

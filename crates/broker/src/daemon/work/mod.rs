@@ -26,6 +26,7 @@ use crate::config::AdminGroup;
 use crate::core::backend::Trace;
 use crate::core::registry::{BackendId, BackendKey};
 use crate::failpoint;
+use crate::journal::Journal;
 use crate::journald::last_words::last_words;
 use crate::net::endpoint::{Removal, remove_dead_unix};
 use crate::process::cgroup::Leaf;
@@ -123,7 +124,7 @@ pub(super) struct Finished {
 }
 
 /// Ends a generation and looks at what it left.
-pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &Mains) -> Finished {
+pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &Mains, journal: &Journal) -> Finished {
     let Ending { main, facts, tree, socket, log, stream, is_explained, record, cgroup } = ending;
     failpoint::reached("before-end");
     let main_pid = main.as_ref().map(|main| main.pid);
@@ -160,6 +161,10 @@ pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &
             }
         }
     }
+    // Until the journal knows of the start, nothing else tells the next broker that there was one.
+    if record.is_some() {
+        journal.catch_up();
+    }
     if let Some(record) = record
         && let Err(error) = std::fs::remove_file(&record)
         && error.kind() != std::io::ErrorKind::NotFound
@@ -186,4 +191,47 @@ pub(super) fn finish(ending: Ending, key: &BackendKey, generation: u64, mains: &
     let lingering = main.filter(|main| remaining.contains(&main.pid));
     failpoint::reached("after-end");
     Finished { trace, remaining, lingering }
+}
+
+#[cfg(test)]
+mod tests {
+    use broker_proto::{InstanceName, ServiceName};
+    use semver::Version;
+
+    use super::*;
+    use crate::journal::{Change, Phase};
+
+    #[test]
+    fn the_record_of_a_start_goes_once_the_journal_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&folder.path().join("journal.db")).unwrap().journal;
+        let record = folder.path().join("record");
+        std::fs::write(&record, "a start").unwrap();
+        let key = BackendKey {
+            instance: InstanceName::parse("default").unwrap(),
+            service: ServiceName::parse("redis").unwrap(),
+            version: Version::new(7, 0, 15),
+        };
+        assert!(journal.flush());
+        journal.tell_quietly(Change::Told {
+            key: key.clone(),
+            generation: 2,
+            phase: Phase::Starting,
+            memory: "{}".into(),
+        });
+        assert_eq!(journal.behind(), 1);
+        let ending = Ending {
+            main: None,
+            facts: None,
+            tree: Tree::default(),
+            socket: None,
+            log: None,
+            stream: None,
+            is_explained: false,
+            record: Some(record.clone()),
+            cgroup: None,
+        };
+        finish(ending, &key, 2, &Mains::default(), &journal);
+        assert_eq!((record.exists(), journal.behind()), (false, 0));
+    }
 }
