@@ -60,7 +60,7 @@ pub(crate) fn begin(
     let first_line = first_line(backend, generation);
     let socket = open(place, identifier, unit, &first_line)?;
     let stat = nix::sys::stat::fstat(&socket)?;
-    let identity = FileId { device: stat.st_dev, inode: stat.st_ino };
+    let identity = FileId { device: stat.st_dev, inode: stat.st_ino, born: None };
     let (identifier, writer) = (identifier.to_owned(), std::process::id());
     Ok((socket, Stream { identifier, generation, first_line, writer, socket: identity }))
 }

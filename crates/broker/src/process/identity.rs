@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -79,15 +80,29 @@ impl Stat {
 }
 
 /// A file, however it is named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileId {
     pub(crate) device: u64,
+    /// The number of a file that is gone is the next one's, on many file systems at once.
     pub(crate) inode: u64,
+    /// When it was made, in nanoseconds since 1970, where the file system tells. Sockets have no such time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) born: Option<u64>,
+}
+
+impl FileId {
+    /// Whether both are the same file, as far as is known of them.
+    pub(crate) fn is(self, other: Self) -> bool {
+        let is_born_then = || self.born.is_none() || other.born.is_none() || self.born == other.born;
+        (self.device, self.inode) == (other.device, other.inode) && is_born_then()
+    }
 }
 
 impl From<&fs::Metadata> for FileId {
     fn from(metadata: &fs::Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino() }
+        let born = metadata.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        let born = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
+        Self { device: metadata.dev(), inode: metadata.ino(), born }
     }
 }
 

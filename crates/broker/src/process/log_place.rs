@@ -59,7 +59,7 @@ mod tests {
             text
         };
         assert_eq!(round(&LogPlace::File("/l/x.log".into())), "\"/l/x.log\"");
-        let socket = FileId { device: 9, inode: 4711 };
+        let socket = FileId { device: 9, inode: 4711, born: None };
         let stream = Stream { identifier: "x".into(), generation: 3, first_line: "starting".into(), writer: 7, socket };
         insta::assert_snapshot!(round(&LogPlace::Journal(stream)), @r#"{"identifier":"x","generation":3,"first_line":"starting","writer":7,"socket":{"device":9,"inode":4711}}"#);
     }

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
@@ -93,11 +93,11 @@ impl StartFacts {
             }
         }
         let executable = fs::metadata(format!("/proc/{pid}/exe")).or_else(|_| fs::metadata(&command.program)).ok();
-        let log = nix::sys::stat::fstat(&command.stdout)?;
+        let log = fs::metadata(format!("/proc/self/fd/{}", command.stdout.as_raw_fd()))?;
         let variable = |(name, value): &(OsString, OsString)| (name == "NOTIFY_SOCKET").then(|| PathBuf::from(value));
         Ok(Self {
             leader,
-            log: is_one_starts(&log).then_some(FileId { device: log.st_dev, inode: log.st_ino }),
+            log: is_one_starts(&log).then(|| FileId::from(&log)),
             notify_socket: command.environment.iter().find_map(variable),
             executable: executable.as_ref().map(FileId::from),
             command_line,
@@ -142,7 +142,7 @@ impl StartFacts {
             return Some(Evidence::Session);
         }
         let outputs = outputs_of(process.pid);
-        if self.log.is_some_and(|log| outputs.any.contains(&log)) {
+        if self.log.is_some_and(|log| outputs.hold(log)) {
             return Some(Evidence::Log);
         }
         let told = notify_socket_of(process.pid);
@@ -171,7 +171,7 @@ impl StartFacts {
         if is_in_session && session_is_held {
             return Some(Evidence::Session);
         }
-        if self.log.is_some_and(|log| outputs_of(process.pid).any.contains(&log)) {
+        if self.log.is_some_and(|log| outputs_of(process.pid).hold(log)) {
             return Some(Evidence::Log);
         }
         if self.notify_socket.is_some() && notify_socket_of(process.pid) == self.notify_socket {
@@ -194,8 +194,8 @@ impl StartFacts {
             return Some(Evidence::CommandLine);
         }
         let executable = fs::metadata(format!("/proc/{pid}/exe")).ok();
-        let executable = executable.as_ref().map(FileId::from);
-        (executable.is_some() && executable == self.executable).then_some(Evidence::Executable)
+        let same = self.executable.zip(executable.as_ref().map(FileId::from)).is_some_and(|(own, its)| own.is(its));
+        same.then_some(Evidence::Executable)
     }
 
     /// With the cgroup that it began in, if that is still there, and the leader never left it.
@@ -210,7 +210,7 @@ impl StartFacts {
     /// Lets go of a log that is not the file at its path any more: its number may be another file's by now.
     pub(crate) fn without_a_lost_log(mut self, place: Option<&LogPlace>) -> Self {
         let there = place.and_then(LogPlace::identity);
-        self.log = self.log.filter(|log| there == Some(*log));
+        self.log = self.log.filter(|log| there.is_some_and(|there| there.is(*log)));
         self
     }
 
@@ -228,17 +228,23 @@ struct Outputs {
     has_files: bool,
 }
 
+impl Outputs {
+    fn hold(&self, file: FileId) -> bool {
+        self.any.iter().any(|output| output.is(file))
+    }
+}
+
 /// The files and sockets among stdout and stderr of a process.
 fn outputs_of(pid: Pid) -> Outputs {
     let outputs = [1, 2].map(|fd| fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok());
     let outputs = || outputs.iter().flatten();
-    let any = outputs().filter(|output| output.is_file() || output.file_type().is_socket()).map(FileId::from).collect();
+    let any = outputs().filter(|output| is_one_starts(output)).map(FileId::from).collect();
     Outputs { any, has_files: outputs().any(fs::Metadata::is_file) }
 }
 
 /// Whether an output is of a kind that the broker makes for each start anew.
-fn is_one_starts(stat: &libc::stat) -> bool {
-    matches!(stat.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFSOCK)
+fn is_one_starts(output: &fs::Metadata) -> bool {
+    output.is_file() || output.file_type().is_socket()
 }
 
 fn proc_text(pid: Pid, file: &str) -> io::Result<Vec<u8>> {
@@ -249,4 +255,37 @@ fn notify_socket_of(pid: Pid) -> Option<PathBuf> {
     let environment = proc_text(pid, "environ").ok()?;
     let value = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"NOTIFY_SOCKET="))?;
     Some(PathBuf::from(OsStr::from_bytes(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::identity::stat;
+    use crate::process::testing::{Start, as_broker};
+
+    #[test]
+    fn a_later_file_that_has_the_number_of_a_lost_log_is_no_evidence() {
+        as_broker(|| {
+            let writer = Start::sh("exec sleep 1000");
+            let process = stat(writer.spawned.pid).unwrap().unwrap();
+            let log = writer.facts.log.expect("a file");
+            let of_a_start_whose_log_is = |log| StartFacts {
+                leader: Identity { pid: Pid::from_raw(1), start_time: 0 },
+                log: Some(log),
+                notify_socket: None,
+                executable: None,
+                command_line: Vec::new(),
+                cgroup: None,
+            };
+            let proof = |log| of_a_start_whose_log_is(log).proof(&process, false);
+            let evidence = |log| of_a_start_whose_log_is(log).evidence(&process);
+            assert_eq!((proof(log), evidence(log)), (Some(Evidence::Log), Some(Evidence::Log)));
+            // As written down by a broker that did not look, or where the file system does not tell.
+            let unknown = FileId { born: None, ..log };
+            assert_eq!((proof(unknown), evidence(unknown)), (Some(Evidence::Log), Some(Evidence::Log)));
+            let born = log.born.expect("tests run on a file system that tells");
+            let earlier = FileId { born: Some(born - 1), ..log };
+            assert_eq!((proof(earlier), evidence(earlier)), (None, None));
+        });
+    }
 }
