@@ -44,6 +44,14 @@ fn connect(endpoint: &str) -> Connection {
     Connection::to(endpoint).unwrap_or_else(|error| panic!("{endpoint} refuses: {error}"))
 }
 
+/// Resolves `x`, which has noted its start by then: it counts as ready from its exec on.
+#[track_caller]
+fn serving(broker: &Broker) -> Value {
+    let backend = broker.resolve("x");
+    let _ = connect(&endpoint(&backend)).pid();
+    backend
+}
+
 #[track_caller]
 fn down(broker: &Broker) {
     broker.wait_backend("x", "down", |backend| backend["state"] == "inactive");
@@ -66,7 +74,7 @@ fn settle(broker: &Broker) {
 fn a_connection_starts_what_crashed() {
     for kind in ["unix", "tcp"] {
         let broker = Broker::start(&[&held("x", &[]).toml(&format!("[endpoint]\nkind = {kind:?}"))]);
-        let backend = broker.resolve("x");
+        let backend = serving(&broker);
         kill_backend(&backend);
         down(&broker);
         let mut client = connect(&endpoint(&backend));
@@ -81,7 +89,7 @@ fn a_connection_starts_what_crashed() {
 
 fn a_connection_that_was_not_accepted_before_the_crash_is_served_after_it() {
     let broker = Broker::start(&[&held("x", &[])]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let pid = Pid::from_raw(i32::try_from(backend["pid"].as_i64().expect("it runs")).expect("a number"));
     kill(pid, Signal::SIGSTOP).expect("it runs");
     wait_until("no thread of it accepts", || are_stopped(pid));
@@ -96,7 +104,7 @@ fn a_connection_that_was_not_accepted_before_the_crash_is_served_after_it() {
 fn a_connection_starts_what_was_stopped_for_idleness_and_keeps_it() {
     const IDLE: &str = "[lifecycle]\nidle_timeout = \"400ms\"";
     let broker = Broker::start(&[&held("x", &[]).toml(IDLE), &Service::fake("free", &[]).toml(IDLE)]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     down(&broker);
     for generation in 2..4 {
         let mut client = connect(&endpoint(&backend));
@@ -116,7 +124,7 @@ fn a_connection_starts_what_was_stopped_for_idleness_and_keeps_it() {
 
 fn a_connection_starts_what_an_operator_stopped() {
     let broker = Broker::start(&[&held("x", &[])]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let _ = broker.ctl(&["stop", "x"]).done();
     settle(&broker);
     assert_eq!(broker.starts("x").len(), 1, "nobody waits");
@@ -127,7 +135,7 @@ fn a_connection_starts_what_an_operator_stopped() {
 
 fn a_connection_starts_nothing_that_is_drained() {
     let broker = Broker::start(&[&held("x", &[])]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let _ = broker.ctl(&["drain", "x"]).done();
     down(&broker);
     let mut client = connect(&endpoint(&backend));
@@ -144,7 +152,7 @@ fn a_crash_loop_ends_in_a_refusal_and_begins_again_after_it() {
     let window = 6000;
     let recovery = format!("[recovery]\nretry_backoff = \"10ms\"\nbudget_window = \"{window}ms\"");
     let broker = setup.service(&held("x", &["--exit", "3", "--when", &gate]).toml(&recovery)).start();
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     broker.open_gate("bad");
     down(&broker);
     let mut client = connect(&endpoint(&backend));
@@ -195,7 +203,7 @@ fn what_cannot_be_executed_is_not_tried_again_until_something_changes() {
         .command("1.0.0", &[&program, "--log-start", "{starts}", "--listen-fds"])
         .toml("[readiness]\nprobe = \"socket\"");
     let broker = setup.service(&service).start();
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let _ = broker.ctl(&["stop", "x"]).done();
     fs::remove_file(&program).expect("a copy");
     let mut client = connect(&endpoint(&backend));
@@ -212,7 +220,7 @@ fn what_cannot_be_executed_is_not_tried_again_until_something_changes() {
 
 fn a_socket_that_no_start_would_inherit_any_more_is_closed() {
     let broker = Broker::start(&[&held("x", &[])]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let _ = broker.ctl(&["stop", "x"]).done();
     broker.write_service(&Service::fake("x", &[]));
     let _ = broker.ctl(&["reload"]).done();
@@ -242,7 +250,7 @@ fn assert_closed(broker: &Broker, endpoint: &str) {
 fn a_port_that_no_start_would_inherit_any_more_is_free() {
     let port = free_port();
     let broker = Broker::start(&[&at_port(held("x", &[]), port)]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let _ = broker.ctl(&["stop", "x"]).done();
     broker.write_service(&at_port(Service::fake("x", &[]), port));
     let _ = broker.ctl(&["reload"]).done();
@@ -253,7 +261,7 @@ fn a_port_that_no_start_would_inherit_any_more_is_free() {
 fn a_port_that_nothing_defines_any_more_is_free() {
     let port = free_port();
     let broker = Broker::start(&[&at_port(held("x", &[]), port)]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let _ = broker.ctl(&["stop", "x"]).done();
     fs::remove_file(broker.path("services.d/x.toml")).expect("it was written");
     let _ = broker.ctl(&["reload"]).done();
@@ -264,7 +272,7 @@ fn a_port_that_nothing_defines_any_more_is_free() {
 fn an_endpoint_that_changed_meanwhile_is_closed_once_its_daemon_rests() {
     let (before, after) = (free_port(), free_port());
     let broker = Broker::start(&[&at_port(held("x", &[]), before)]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     broker.write_service(&at_port(held("x", &[]), after));
     let _ = broker.ctl(&["reload"]).done();
     let _ = broker.ctl(&["stop", "x"]).done();
@@ -275,7 +283,7 @@ fn an_endpoint_that_changed_meanwhile_is_closed_once_its_daemon_rests() {
 fn a_broker_that_leaves_starts_nothing() {
     let slow = Service::fake("slow", &["--ignore-term"]).toml("[lifecycle]\nstop_timeout = \"1s\"");
     let mut broker = Broker::start(&[&held("x", &[]), &slow]);
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let _ = broker.resolve("slow");
     let _ = broker.ctl(&["stop", "x"]).done();
     broker.signal(Signal::SIGINT);
@@ -290,7 +298,7 @@ fn a_broker_that_hands_over_starts_nothing() {
     let mut broker = Setup::new().kept().service(&held("x", &[])).unstarted();
     broker.start_armed("stuck:before-flush");
     broker.wait_until_it_answers();
-    let backend = broker.resolve("x");
+    let backend = serving(&broker);
     let _ = broker.ctl(&["stop", "x"]).done();
     let mut session = broker.session();
     broker.signal(Signal::SIGTERM);
