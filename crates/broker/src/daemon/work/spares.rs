@@ -9,16 +9,26 @@ use crate::process::spare::{self, Spare};
 const RECORD: &str = "record";
 const LOG: &str = "log";
 
-/// One of each, at most. Shared by the threads that start something.
+/// How many there are of each: those of starts that follow each other before the first one's are made good.
+const KEPT: usize = 3;
+
+/// So many of each, at most. Shared by the threads that start something.
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct Spares(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     folder: PathBuf,
-    files: Mutex<Files>,
+    kept: Mutex<Kept>,
 }
 
+#[derive(Debug, Default)]
+struct Kept {
+    records: Vec<Spare>,
+    logs: Vec<Spare>,
+}
+
+/// What one start needs, as far as there is one.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub(super) record: Option<Spare>,
@@ -29,22 +39,25 @@ impl Spares {
     /// None yet, and a folder for them that this broker has locked: what lies there was left by one that was killed.
     pub(in crate::daemon) fn new(folder: &Path) -> Self {
         spare::sweep(folder);
-        Self(Arc::new(Shared { folder: folder.to_owned(), files: Mutex::default() }))
+        Self(Arc::new(Shared { folder: folder.to_owned(), kept: Mutex::default() }))
     }
 
     /// What there is. It is not waited for: who is just making some takes longer than whoever makes his own.
     pub(super) fn take(&self) -> Files {
-        self.0.files.try_lock().map(|mut files| std::mem::take(&mut *files)).unwrap_or_default()
+        let Ok(mut kept) = self.0.kept.try_lock() else { return Files::default() };
+        Files { record: kept.records.pop(), log: kept.logs.pop() }
     }
 
     /// Makes what is missing; what was taken may still bear the name that it was made with. Where that fails the next start
     /// makes its own, and says why it cannot.
     pub(in crate::daemon) fn make(&self) {
-        let mut files = self.0.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let Files { record, log } = &mut *files;
-        for (file, purpose) in [(record, RECORD), (log, LOG)] {
-            if file.is_none() {
-                *file = Spare::make(&self.0.folder, purpose).ok();
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let Kept { records, logs } = &mut *kept;
+        for (files, purpose) in [(records, RECORD), (logs, LOG)] {
+            while files.len() < KEPT
+                && let Ok(spare) = Spare::make(&self.0.folder, purpose)
+            {
+                files.push(spare);
             }
         }
     }
@@ -68,16 +81,19 @@ mod tests {
         fs::write(folder.path().join("next-log"), "left by another").unwrap();
         let spares = Spares::new(folder.path());
         spares.make();
-        let first = spares.take();
+        let mut taken: Vec<Files> = (0..KEPT).map(|_| spares.take()).collect();
+        assert!(matches!(spares.take(), Files { record: None, log: None }));
         spares.make();
-        let second = spares.take();
-        for (number, Files { record, log }) in [first, second].into_iter().enumerate() {
+        taken.push(spares.take());
+        drop(spares);
+        let count = taken.len();
+        for (number, Files { record, log }) in taken.into_iter().enumerate() {
             for (spare, name) in [(record, "record"), (log, "log")] {
                 let path = folder.path().join(format!("{name}{number}"));
                 assert_is_at(&spare.unwrap().name(&path).unwrap(), &path);
             }
         }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "nothing is left");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2 * count, "nothing is left");
     }
 
     #[test]
