@@ -171,6 +171,8 @@ fn a_stale_socket_is_taken_over() {
     for (pid, _) in processes_mentioning(broker.folder()) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
     }
+    // One that is only about to end would be adopted.
+    wait_until("nothing is left of them", || processes_mentioning(broker.folder()).is_empty());
     broker.start_again();
     let backend = broker.resolve("x");
     assert_eq!(broker.dial(&backend).pid(), backend["pid"], "a stale endpoint is taken over too");
