@@ -42,7 +42,7 @@ impl Keeping {
 /// How often a broker that is away is dialled. Who asks for shorter pauses is as patient as everybody.
 fn attempts(longest_pause: Duration) -> u32 {
     let default = ReconnectConfig::default();
-    let times = default.max_backoff().as_millis().div_ceil(longest_pause.as_millis().max(1));
+    let times = default.max_backoff().as_millis().div_ceil(longest_pause.as_millis());
     default.max_attempts().saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
 }
 

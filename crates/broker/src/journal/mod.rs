@@ -176,11 +176,11 @@ impl Journal {
         self.0.shared.settled(change.0)
     }
 
-    /// The same of all that was told until now, told quietly or not.
-    pub(crate) fn catch_up(&self) -> bool {
-        let told = self.0.shared.told();
+    /// Blocks until all that was told until now, quietly or not, is committed, or it is known that it cannot be now.
+    pub(crate) fn catch_up(&self) {
+        let told = Begun(self.0.shared.told());
         self.wake();
-        self.0.shared.settled(told)
+        self.settled(told);
     }
 
     /// How many rows the file lacks.

@@ -125,7 +125,7 @@ fn what_is_told_quietly_is_written_with_the_next() {
     assert!(journal.flush());
     let attempts = journal.0.shared.attempts();
     journal.tell_quietly(told("a", 1, Phase::Starting));
-    assert_eq!((on_disk(&path), journal.0.shared.behind()), (Vec::new(), 1));
+    assert_eq!((on_disk(&path), journal.behind()), (Vec::new(), 1));
     let intent = journal.begin(launch("a", 1, None));
     assert!(journal.settled(intent));
     assert_eq!(on_disk(&path), [("a".to_owned(), 1, "intent".to_owned(), None)]);
@@ -152,7 +152,7 @@ fn changes_of_one_key_become_one_write() {
         journal.tell(told("a", generation, Phase::Ready));
         journal.tell(told("b", generation, Phase::Ready));
     }
-    assert_eq!(journal.0.shared.behind(), 2);
+    assert_eq!(journal.behind(), 2);
     other.execute_batch("ROLLBACK").unwrap();
     let before = journal.0.shared.attempts();
     assert!(journal.flush());
